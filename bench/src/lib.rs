@@ -1,0 +1,3 @@
+//! The swarm simulator and the benches against real binaries.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Starts real programs in network namespaces for the tests, the demo and the benches.
+
+
