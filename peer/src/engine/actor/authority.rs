@@ -1,0 +1,222 @@
+//! Who vouches for a task's metadata and hashes, and what is told them.
+
+use std::sync::Arc;
+
+use proto::wire::from_daemon::Body as Say;
+use proto::{HostId, PieceIndex, PieceSet, wire};
+use swarm::PickerEvent;
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+use super::super::Inner;
+use super::super::error::TaskError;
+use super::super::seed::News;
+use super::super::shared::Shared;
+use super::{Actor, ClusterEvent};
+
+/// Who vouches for a task.
+#[derive(Debug)]
+pub(crate) enum Authority {
+    /// The cluster's supernode that owns the task.
+    Cluster {
+        /// How the task is opened there again after it moved or restarted.
+        open: Box<wire::OpenTask>,
+        /// No supernode has answered since then.
+        lost_since: Option<tokio::time::Instant>,
+    },
+    /// This node reads the origin itself: a seed, whose supernode hears the news, or a lone host.
+    Own {
+        /// Who hears the news.
+        news: Option<mpsc::Sender<News>>,
+    },
+    /// Nothing is downloaded here, only served.
+    Nobody,
+}
+
+impl Authority {
+    pub(super) const fn is_own(&self) -> bool {
+        matches!(self, Self::Own { .. })
+    }
+
+    pub(super) const fn is_nobody(&self) -> bool {
+        matches!(self, Self::Nobody)
+    }
+
+    fn say(&self, inner: &Arc<Inner>, shared: &Shared, what: Say) {
+        if let (Self::Cluster { .. }, Some(cluster)) = (self, &inner.cluster) {
+            cluster.say(shared.task, what);
+        }
+    }
+
+    pub(super) fn report_bad_piece(&self, inner: &Arc<Inner>, shared: &Shared, piece: PieceIndex, from: HostId) {
+        self.say(
+            inner,
+            shared,
+            Say::BadPiece(wire::BadPiece {
+                task_id: shared.task.to_bytes().to_vec().into(),
+                generation: shared.generation.to_bytes().to_vec().into(),
+                piece: piece.0,
+                host_id: from.to_bytes().to_vec().into(),
+            }),
+        );
+    }
+
+    pub(super) fn need_peers(&self, inner: &Arc<Inner>, shared: &Shared, wanted: u32, unreachable: &[HostId]) {
+        self.say(
+            inner,
+            shared,
+            Say::NeedPeers(wire::NeedPeers {
+                task_id: shared.task.to_bytes().to_vec().into(),
+                generation: shared.generation.to_bytes().to_vec().into(),
+                wanted,
+                unreachable: unreachable.iter().map(|host| host.to_bytes().to_vec().into()).collect(),
+            }),
+        );
+    }
+
+    pub(super) fn progress(&self, inner: &Arc<Inner>, shared: &Shared, neighbours: usize) {
+        self.say(
+            inner,
+            shared,
+            Say::Progress(wire::Progress {
+                task_id: shared.task.to_bytes().to_vec().into(),
+                generation: shared.generation.to_bytes().to_vec().into(),
+                pieces: shared.content.have().len(),
+                neighbours: u32::try_from(neighbours).unwrap_or(u32::MAX),
+            }),
+        );
+    }
+
+    pub(super) fn close(&self, inner: &Arc<Inner>, shared: &Shared, complete: bool) {
+        let close = wire::CloseTask { task_id: shared.task.to_bytes().to_vec().into(), complete };
+        self.say(inner, shared, Say::Close(close));
+        if let (Self::Cluster { .. }, Some(cluster)) = (self, &inner.cluster) {
+            cluster.unroute(shared.task, &shared.events);
+        }
+    }
+
+    pub(super) fn news(&self, news: News) {
+        if let Self::Own { news: Some(listener) } = self
+            && let Err(mpsc::error::TrySendError::Full(news)) = listener.try_send(news)
+        {
+            // Hashes must not be lost. The queue is longer than any content has unsent batches; this is the rare case.
+            let listener = listener.clone();
+            tokio::spawn(async move { listener.send(news).await });
+        }
+    }
+
+    /// Whether somebody else decides what happens after the origin failed.
+    pub(super) const fn has_listener(&self) -> bool {
+        matches!(self, Self::Own { news: Some(_) })
+    }
+}
+
+impl Actor {
+    pub(super) fn cluster_says(&mut self, event: ClusterEvent) {
+        match event {
+            ClusterEvent::Opened { meta } => {
+                if meta.generation != self.shared.generation.to_bytes()[..] {
+                    if self.origin.is_orphan() {
+                        // What this host reads by itself is nobody else's generation; it goes on alone.
+                        self.authority = Authority::Own { news: None };
+                        return;
+                    }
+                    return self.fail(TaskError::new(
+                        proto::Kind::Conflict,
+                        "the content changed at its origin during the download",
+                    ));
+                }
+                self.origin.withdraw();
+                if let Authority::Cluster { lost_since, .. } = &mut self.authority {
+                    *lost_since = None;
+                }
+                if let Some(length) = meta.length {
+                    self.length_known(length);
+                }
+                self.root_known(meta.checked_root().ok().flatten());
+            }
+            ClusterEvent::Hashes(news) => {
+                if news.generation != self.shared.generation.to_bytes()[..] {
+                    return;
+                }
+                if let Some(length) = news.length {
+                    self.length_known(length);
+                }
+                if let Some(hashes) = &news.hashes
+                    && let Ok(checked) = hashes.checked()
+                {
+                    let verifiable: PieceSet = self.shared.expect(hashes.first, &checked).into_iter().collect();
+                    self.pick(PickerEvent::Verifiable { pieces: verifiable });
+                }
+                self.root_known(news.checked_root().ok().flatten());
+                self.after_store();
+            }
+            ClusterEvent::Peers(peers) => self.call(peers),
+            ClusterEvent::Refused(error) => self.fail(error),
+            ClusterEvent::Discard { generation, reason } if generation == self.shared.generation => self.discard(&reason),
+            ClusterEvent::Discard { .. } => {}
+            ClusterEvent::Lost => {
+                if let Authority::Cluster { lost_since, .. } = &mut self.authority {
+                    lost_since.get_or_insert_with(tokio::time::Instant::now);
+                    debug!(task = ?self.shared.task, "no supernode answers; going on with the neighbours there are");
+                }
+            }
+            ClusterEvent::Found => {
+                if let (Authority::Cluster { open, .. }, Some(cluster)) = (&mut self.authority, &self.inner.cluster) {
+                    open.have_generation = self.shared.generation.to_bytes().to_vec().into();
+                    open.have_pieces = self.shared.content.have().len();
+                    cluster.say(self.shared.task, Say::Open((**open).clone()));
+                    debug!(task = ?self.shared.task, "opening the task at another supernode");
+                }
+            }
+        }
+    }
+
+    pub(super) fn length_known(&mut self, length: u64) {
+        if self.shared.layout().length().is_none() {
+            if let Err(error) = self.shared.content.set_length(length) {
+                return self.fail(error.into());
+            }
+            self.shared.changed();
+        }
+        self.tell_count();
+    }
+
+    fn root_known(&mut self, root: Option<proto::Root>) {
+        if let Some(root) = root
+            && !self.shared.set_root(root)
+        {
+            self.fail(TaskError::new(proto::Kind::Corrupt, "two different roots were told for one generation"));
+        }
+    }
+
+    /// Nothing verified has come for a while.
+    pub(super) fn starving(&mut self) {
+        match &self.authority {
+            Authority::Cluster { open, lost_since } => {
+                let Some(since) = lost_since else {
+                    return debug!(task = ?self.shared.task, neighbours = self.neighbours.len(), "nothing arrives");
+                };
+                if since.elapsed() < self.inner.orphan_delay(self.shared.task) {
+                    return;
+                }
+                if open.never_origin {
+                    return self.fail(TaskError::new(
+                        proto::Kind::Unavailable,
+                        "no supernode answers, no neighbour has the rest, and going back to the origin is disabled",
+                    ));
+                }
+                if !self.origin.is_allowed(&self.authority) {
+                    info!(task = ?self.shared.task, "no supernode and no neighbour has the rest: reading it from the origin");
+                    self.origin.allow_orphan();
+                }
+                self.origin_turn();
+            }
+            Authority::Own { .. } => {
+                self.origin.trust_no_claims();
+                self.origin_turn();
+            }
+            Authority::Nobody => {}
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! Sessions with the cluster's supernodes.
+//!
+//! A task belongs to the healthy supernode that a rendezvous hash ranks first, so all hosts agree on its owner and
+//! move together when that one dies. Sessions are kept to all supernodes of the cluster; each knows what this host
+//! holds.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use proto::api::SupernodeEntry;
+use proto::wire::from_daemon::Body as Say;
+use proto::wire::from_supernode::Body as Said;
+use proto::{Generation, Kind, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, TaskId, wire};
+use rand::Rng;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+use tracing::{debug, info, warn};
+
+use super::Inner;
+use super::actor::{ClusterEvent, Event};
+use super::error::TaskError;
+use crate::locator;
+use crate::rpc::cluster_client::ClusterClient;
+
+/// Messages waiting for one supernode at most; beyond it the session is broken and begun anew.
+const QUEUE_MAX: usize = 8192;
+/// A supernode must accept a connection within this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A silent supernode is asked for a sign of life so often, and given up after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Waits between attempts to reach a supernode: from the first to the last.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Inventory items told in one message.
+const INVENTORY_PAGE: usize = 1000;
+/// Pages after the first wait up to this long, so that a restarted supernode is not flooded.
+const INVENTORY_JITTER: Duration = Duration::from_millis(200);
+
+/// The cluster as this host sees it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    state: Mutex<State>,
+    /// Grows whenever a session begins or ends.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: Vec<SupernodeEntry>,
+    up: HashMap<String, mpsc::Sender<wire::FromDaemon>>,
+    running: HashMap<String, CancellationToken>,
+    routes: HashMap<TaskId, Route>,
+    waiting: HashMap<TaskId, VecDeque<Waiter>>,
+}
+
+#[derive(Debug)]
+struct Route {
+    events: mpsc::Sender<Event>,
+    owner: Option<String>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    open: wire::OpenTask,
+    events: mpsc::Sender<Event>,
+    reply: oneshot::Sender<Result<wire::TaskMeta, TaskError>>,
+}
+
+impl Cluster {
+    /// Keeps sessions to the supernodes that the locator names, until the engine stops.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), changes: watch::Sender::new(0) })
+    }
+
+    pub(crate) async fn run(self: Arc<Self>, inner: Arc<Inner>, mut supernodes: watch::Receiver<Vec<SupernodeEntry>>) {
+        loop {
+            let entries = supernodes.borrow_and_update().clone();
+            self.adopt(&inner, entries);
+            tokio::select! {
+                changed = supernodes.changed() => if changed.is_err() { return },
+                () = inner.cancel.cancelled() => return,
+            }
+        }
+    }
+
+    fn adopt(self: &Arc<Self>, inner: &Arc<Inner>, entries: Vec<SupernodeEntry>) {
+        let mut state = self.state.lock();
+        let wanted: HashSet<&str> = entries.iter().map(|entry| entry.endpoint.as_str()).collect();
+        state.running.retain(|endpoint, cancel| {
+            let keep = wanted.contains(endpoint.as_str());
+            if !keep {
+                cancel.cancel();
+            }
+            keep
+        });
+        for entry in &entries {
+            if !state.running.contains_key(&entry.endpoint) {
+                let cancel = inner.cancel.child_token();
+                state.running.insert(entry.endpoint.clone(), cancel.clone());
+                let session = Arc::clone(self).keep_session(Arc::clone(inner), entry.endpoint.clone(), cancel);
+                inner.tracker.spawn(session);
+            }
+        }
+        state.entries = entries;
+    }
+
+    /// Whether supernodes were named at all.
+    pub(crate) fn is_configured(&self) -> bool {
+        !self.state.lock().entries.is_empty()
+    }
+
+    /// Whether some supernode answers at this moment.
+    pub(crate) fn is_up(&self) -> bool {
+        !self.state.lock().up.is_empty()
+    }
+
+    /// Waits until a supernode answers.
+    pub(crate) async fn wait_up(&self) {
+        let mut changes = self.changes.subscribe();
+        while !self.is_up() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Opens a task at its supernode. What it says of the task afterwards goes to `events`.
+    pub(crate) async fn open(
+        &self,
+        open: wire::OpenTask,
+        events: mpsc::Sender<Event>,
+        deadline: Duration,
+    ) -> Result<wire::TaskMeta, TaskError> {
+        let task = TaskId::from_bytes(&open.task_id).expect("made from a task id");
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            let waiter = Waiter { open, events, reply };
+            let first = state.waiting.get(&task).is_none_or(VecDeque::is_empty);
+            if first {
+                state.say_owner(task, Say::Open(waiter.open.clone()));
+            }
+            state.waiting.entry(task).or_default().push_back(waiter);
+        }
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(TaskError::stopping()),
+            Err(_) => {
+                let mut state = self.state.lock();
+                if let Some(waiting) = state.waiting.get_mut(&task) {
+                    waiting.retain(|waiter| !waiter.reply.is_closed());
+                }
+                Err(TaskError::new(Kind::Unavailable, format!("no supernode opened the task within {deadline:?}")))
+            }
+        }
+    }
+
+    /// Says something about a task to its supernode; dropped when none answers.
+    pub(crate) fn say(&self, task: TaskId, what: Say) {
+        self.state.lock().say_owner(task, what);
+    }
+
+    /// Sends what is said of a task to this mailbox from now on.
+    pub(crate) fn route(&self, task: TaskId, events: &mpsc::Sender<Event>) {
+        let mut state = self.state.lock();
+        let owner = state.owner(task);
+        state.routes.insert(task, Route { events: events.clone(), owner });
+    }
+
+    /// Forgets a mailbox.
+    pub(crate) fn unroute(&self, task: TaskId, events: &mpsc::Sender<Event>) {
+        let mut state = self.state.lock();
+        if state.routes.get(&task).is_some_and(|route| route.events.same_channel(events)) {
+            state.routes.remove(&task);
+        }
+    }
+
+    // --- one session ---
+
+    async fn keep_session(self: Arc<Self>, inner: Arc<Inner>, endpoint: String, cancel: CancellationToken) {
+        let mut wait = RECONNECT.0;
+        loop {
+            let begun = tokio::time::Instant::now();
+            let result = tokio::select! {
+                result = self.session(&inner, &endpoint) => result,
+                () = cancel.cancelled() => {
+                    self.down(&endpoint).await;
+                    return;
+                }
+            };
+            let was_up = self.down(&endpoint).await;
+            match result {
+                Err(error) if was_up => warn!(supernode = endpoint, %error, "session with the supernode ended"),
+                Err(error) => debug!(supernode = endpoint, %error, "supernode does not answer"),
+                Ok(()) => info!(supernode = endpoint, "the supernode closed the session"),
+            }
+            if was_up || begun.elapsed() > RECONNECT.1 * 5 {
+                wait = RECONNECT.0;
+            }
+            let jittered = wait.mul_f64(rand::rng().random_range(0.5..1.0));
+            tokio::select! {
+                () = tokio::time::sleep(jittered) => {}
+                () = cancel.cancelled() => return,
+            }
+            wait = (wait * 2).min(RECONNECT.1);
+        }
+    }
+
+    async fn session(&self, inner: &Arc<Inner>, endpoint: &str) -> SessionResult {
+        let channel = Endpoint::from_shared(endpoint.to_owned())?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true)
+            .connect()
+            .await?;
+        let (say, queue) = mpsc::channel(QUEUE_MAX);
+        let inventory = inner.inventory().await;
+        let hello = wire::SessionHello {
+            version_min: PROTOCOL_VERSION_MIN,
+            version_max: PROTOCOL_VERSION,
+            host: Some(inner.transport.local().clone()),
+            inventory_total: u32::try_from(inventory.len()).unwrap_or(u32::MAX),
+        };
+        send(&say, Say::Hello(hello)).await?;
+        let mut client = ClusterClient::new(channel);
+        let mut said = tokio::time::timeout(CONNECT_TIMEOUT, client.session(ReceiverStream::new(queue))).await??.into_inner();
+        let welcome = tokio::time::timeout(CONNECT_TIMEOUT, said.message()).await??;
+        match welcome.and_then(|message| message.body) {
+            Some(Said::Welcome(welcome)) if welcome.refused.is_empty() => {}
+            Some(Said::Welcome(welcome)) => return Err(welcome.refused.into()),
+            _ => return Err("the supernode did not say welcome".into()),
+        }
+        info!(supernode = endpoint, holds = inventory.len(), "session with the supernode begins");
+        let telling = tell_inventory(&say, inventory);
+        self.up(endpoint, say.clone()).await;
+        let listening = async {
+            while let Some(message) = said.message().await? {
+                if let Some(body) = message.body {
+                    self.said(body).await;
+                }
+            }
+            Ok(())
+        };
+        tokio::pin!(listening);
+        tokio::select! {
+            result = &mut listening => result,
+            result = telling => {
+                result?;
+                listening.await
+            }
+        }
+    }
+
+    /// A session began: tasks that now belong to this supernode are opened there.
+    async fn up(&self, endpoint: &str, say: mpsc::Sender<wire::FromDaemon>) {
+        let events = {
+            let mut state = self.state.lock();
+            state.up.insert(endpoint.to_owned(), say);
+            state.owners_changed()
+        };
+        self.changes.send_modify(|changes| *changes += 1);
+        tell_all(events).await;
+    }
+
+    /// A session ended; true when it had begun.
+    async fn down(&self, endpoint: &str) -> bool {
+        let (was_up, events) = {
+            let mut state = self.state.lock();
+            let was_up = state.up.remove(endpoint).is_some();
+            (was_up, if was_up { state.owners_changed() } else { Vec::new() })
+        };
+        self.changes.send_modify(|changes| *changes += 1);
+        tell_all(events).await;
+        was_up
+    }
+
+    async fn said(&self, what: Said) {
+        let to_task = match what {
+            Said::Welcome(_) | Said::Lease(_) => None,
+            Said::Opened(opened) => {
+                let Some(meta) = opened.meta else { return };
+                let Ok((task, _)) = meta.key() else { return };
+                self.opened(task, meta)
+            }
+            Said::Refuse(refuse) => {
+                let Ok(task) = TaskId::from_bytes(&refuse.task_id) else { return };
+                self.refused(task, TaskError::from_refusal(refuse))
+            }
+            Said::Peers(peers) => self.for_task(&peers.task_id, ClusterEvent::Peers(peers.peers)),
+            Said::Hashes(hashes) => {
+                let task = hashes.task_id.clone();
+                self.for_task(&task, ClusterEvent::Hashes(hashes))
+            }
+            Said::Discard(discard) => match Generation::from_bytes(&discard.generation) {
+                Ok(generation) => {
+                    self.for_task(&discard.task_id, ClusterEvent::Discard { generation, reason: discard.reason })
+                }
+                Err(_) => None,
+            },
+        };
+        if let Some((events, event)) = to_task {
+            let _ = events.send(Event::Cluster(event)).await;
+        }
+    }
+
+    fn for_task(&self, task: &[u8], event: ClusterEvent) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
+        let task = TaskId::from_bytes(task).ok()?;
+        let state = self.state.lock();
+        Some((state.routes.get(&task)?.events.clone(), event))
+    }
+
+    fn opened(&self, task: TaskId, meta: wire::TaskMeta) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
+        let mut state = self.state.lock();
+        let waiting = state.waiting.remove(&task).unwrap_or_default();
+        if waiting.is_empty() {
+            let events = state.routes.get(&task)?.events.clone();
+            return Some((events, ClusterEvent::Opened { meta: Box::new(meta) }));
+        }
+        let owner = state.owner(task);
+        if state.routes.get(&task).is_none_or(|route| route.events.is_closed())
+            && let Some(waiter) = waiting.front()
+        {
+            state.routes.insert(task, Route { events: waiter.events.clone(), owner });
+        }
+        for waiter in waiting {
+            let _ = waiter.reply.send(Ok(meta.clone()));
+        }
+        None
+    }
+
+    /// A refusal concerns the one whose headers were sent; the next in line is tried with its own.
+    fn refused(&self, task: TaskId, error: TaskError) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
+        let mut state = self.state.lock();
+        let Some(waiter) = state.waiting.get_mut(&task).and_then(VecDeque::pop_front) else {
+            return Some((state.routes.get(&task)?.events.clone(), ClusterEvent::Refused(error)));
+        };
+        let _ = waiter.reply.send(Err(error));
+        match state.waiting.get(&task).and_then(|waiting| waiting.front()).map(|next| next.open.clone()) {
+            Some(open) => state.say_owner(task, Say::Open(open)),
+            None => {
+                state.waiting.remove(&task);
+            }
+        }
+        None
+    }
+}
+
+impl State {
+    /// The healthy supernode that a task belongs to.
+    fn owner(&self, task: TaskId) -> Option<String> {
+        locator::rank(task, &self.entries).into_iter().map(|entry| entry.endpoint).find(|endpoint| self.up.contains_key(endpoint))
+    }
+
+    fn say_owner(&mut self, task: TaskId, what: Say) {
+        let Some(owner) = self.owner(task) else { return };
+        let message = wire::FromDaemon { body: Some(what) };
+        if self.up.get(&owner).is_some_and(|say| say.try_send(message).is_err()) {
+            warn!(supernode = owner, "the supernode does not keep up; beginning the session anew");
+            self.up.remove(&owner);
+        }
+    }
+
+    /// Finds tasks whose supernode changed; gives what to tell them, and opens what waits at its new owner.
+    fn owners_changed(&mut self) -> Vec<(mpsc::Sender<Event>, ClusterEvent)> {
+        let mut events = Vec::new();
+        let tasks: Vec<TaskId> = self.routes.keys().copied().collect();
+        for task in tasks {
+            let owner = self.owner(task);
+            if let Some(route) = self.routes.get_mut(&task)
+                && route.owner != owner
+            {
+                let event = if owner.is_some() { ClusterEvent::Found } else { ClusterEvent::Lost };
+                route.owner = owner;
+                events.push((route.events.clone(), event));
+            }
+        }
+        let opens: Vec<(TaskId, wire::OpenTask)> = self
+            .waiting
+            .iter()
+            .filter_map(|(task, waiting)| Some((*task, waiting.front()?.open.clone())))
+            .collect();
+        for (task, open) in opens {
+            self.say_owner(task, Say::Open(open));
+        }
+        events
+    }
+}
+
+async fn tell_all(events: Vec<(mpsc::Sender<Event>, ClusterEvent)>) {
+    for (to, event) in events {
+        let _ = to.send(Event::Cluster(event)).await;
+    }
+}
+
+async fn send(say: &mpsc::Sender<wire::FromDaemon>, what: Say) -> SessionResult {
+    say.send(wire::FromDaemon { body: Some(what) }).await.map_err(|_| "the session closed".into())
+}
+
+async fn tell_inventory(say: &mpsc::Sender<wire::FromDaemon>, items: Vec<wire::inventory::Item>) -> SessionResult {
+    if items.is_empty() {
+        return Ok(());
+    }
+    let pages = items.len().div_ceil(INVENTORY_PAGE);
+    for (number, page) in items.chunks(INVENTORY_PAGE).enumerate() {
+        if number > 0 {
+            let jitter = INVENTORY_JITTER.mul_f64(rand::rng().random_range(0.0..1.0));
+            tokio::time::sleep(jitter).await;
+        }
+        send(say, Say::Inventory(wire::Inventory { items: page.to_vec(), last: number + 1 == pages })).await?;
+    }
+    Ok(())
+}
+
+/// A session ends for many reasons, all of which are only logged.
+type SessionResult = Result<(), Box<dyn std::error::Error + Send + Sync>>;

@@ -1,0 +1,319 @@
+//! Reading a task from its origin: what the origin says of it, and its bytes as pieces.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use proto::{ByteRange, Generation, Kind, PieceHash, PieceHasher, PieceIndex, PieceLayout, TaskSpec, Validators};
+
+use super::Inner;
+use super::actor::{Event, run_range};
+use super::error::TaskError;
+use super::headers;
+use super::shared::Shared;
+use crate::limit::Limit;
+use crate::source::{OriginBody, OriginRequest, OriginResponse};
+use crate::store::Content;
+
+/// A body from the origin, positioned in the task's content.
+#[derive(Debug)]
+pub(crate) struct OriginBytes {
+    /// Offset in the task's content of the body's first byte that was not yet taken.
+    at: u64,
+    /// Bytes of the body that stand before the task's content (a whole body where a range was asked for).
+    skip: u64,
+    body: OriginBody,
+}
+
+/// What happens while the origin is read.
+#[derive(Debug)]
+pub(crate) enum OriginEvent {
+    /// A piece was read, hashed and stored.
+    Piece { piece: PieceIndex, hash: PieceHash },
+    /// The body ended and so gave the length, which the content knows by now.
+    Length(u64),
+    /// Reading ended.
+    Ended(Result<(), TaskError>),
+}
+
+/// What the origin says of a task.
+pub(crate) struct Resolved {
+    pub(crate) generation: Generation,
+    pub(crate) layout: PieceLayout,
+    pub(crate) headers: Vec<(String, Vec<u8>)>,
+    pub(crate) guarded: bool,
+    /// The content's beginning is on its way. `None` when the origin confirmed what is held already.
+    pub(crate) body: Option<OriginBytes>,
+}
+
+fn request(inner: &Inner, spec: &TaskSpec, headers: HeaderMap, range: Option<ByteRange>) -> OriginRequest {
+    OriginRequest {
+        url: spec.url.clone(),
+        headers,
+        range,
+        if_range: None,
+        if_none_match: None,
+        guard: inner.config.guard.clone(),
+    }
+}
+
+/// Validators kept beside a content.
+fn validators_of(content: &Content) -> Validators {
+    let kept = headers::from_kept(content.headers());
+    let text = |name| kept.get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+    Validators {
+        etag: text(http::header::ETAG),
+        last_modified: text(http::header::LAST_MODIFIED),
+        length: content.layout().length(),
+    }
+}
+
+/// Asks the origin for a task's content, or to confirm the one that is held.
+pub(crate) async fn resolve(
+    inner: &Inner,
+    spec: &TaskSpec,
+    headers: HeaderMap,
+    held: Option<&Content>,
+) -> Result<Resolved, TaskError> {
+    if let Some(held) = held.filter(|content| !content.is_complete()) {
+        // Of a partial content only the rest will be read, in ranges, once it is known to be the same one still.
+        let response = inner.source.head(request(inner, spec, headers.clone(), None)).await?;
+        if Generation::of_validators(&response.validators) == Some(held.generation()) {
+            return Ok(confirmed(held, response.used_credentials));
+        }
+    }
+    let mut request = request(inner, spec, headers, spec.range);
+    // Only a content that is whole can be confirmed instead of fetched: of a partial one the bytes are needed anyway.
+    request.if_none_match = held.filter(|content| content.is_complete() && spec.range.is_none()).map(validators_of);
+    let response = inner.source.get_with_retry(request).await?;
+    if let Some(held) = held.filter(|_| response.not_modified) {
+        return Ok(confirmed(held, response.used_credentials));
+    }
+    let length = content_length(spec, &response)?;
+    let generation = match &spec.digest {
+        Some(digest) if spec.content_addressed => Generation::of_digest(digest),
+        _ => Generation::of_validators(&response.validators).unwrap_or_else(|| Generation::unique(rand::random())),
+    };
+    Ok(Resolved {
+        generation,
+        layout: PieceLayout::of_length(length),
+        headers: headers::describing(&response.headers),
+        guarded: response.used_credentials,
+        body: Some(positioned(spec, response, 0)),
+    })
+}
+
+fn confirmed(held: &Content, used_credentials: bool) -> Resolved {
+    Resolved {
+        generation: held.generation(),
+        layout: held.layout(),
+        headers: held.headers().to_vec(),
+        guarded: held.guarded() || used_credentials,
+        body: None,
+    }
+}
+
+/// Length of the task's content, from the answer to a request for all of it.
+fn content_length(spec: &TaskSpec, response: &OriginResponse) -> Result<Option<u64>, TaskError> {
+    let Some(wanted) = spec.range else { return Ok(response.length) };
+    let total = response.validators.length;
+    match total {
+        Some(total) if wanted.start() >= total => Err(TaskError::new(
+            Kind::Invalid,
+            format!("the range {wanted} begins after the content's {total} bytes"),
+        )),
+        Some(total) => Ok(Some(wanted.end().min(total) - wanted.start())),
+        None => Ok(response.range.map(ByteRange::len)),
+    }
+}
+
+/// A response's body, as the content's bytes from `at` on.
+fn positioned(spec: &TaskSpec, response: OriginResponse, at: u64) -> OriginBytes {
+    let wanted_start = spec.range.map_or(0, ByteRange::start) + at;
+    let body_start = response.range.map_or(0, ByteRange::start);
+    OriginBytes { at, skip: wanted_start.saturating_sub(body_start), body: response.body }
+}
+
+/// The generation that the origin has now, when it can be told.
+pub(crate) async fn current_generation(inner: &Inner, spec: &TaskSpec, headers: HeaderMap) -> Option<Generation> {
+    let response = inner.source.head(request(inner, spec, headers, None)).await.ok()?;
+    Generation::of_validators(&response.validators)
+}
+
+/// Asks the origin whether a caller with these headers may have the task.
+pub(crate) async fn may_have(inner: &Inner, spec: &TaskSpec, headers: HeaderMap) -> Result<(), TaskError> {
+    let asked = inner.source.head(request(inner, spec, headers.clone(), None)).await;
+    match asked {
+        Ok(_) => Ok(()),
+        // An origin that knows no HEAD is asked for one byte.
+        Err(error) if error.answer().is_some_and(|answer| matches!(answer.status.as_u16(), 405 | 501)) => {
+            inner.source.get(request(inner, spec, headers, ByteRange::new(0, 1))).await?;
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads pieces `from` to `to` (not included; `None` = to the end) and stores them, telling the task's actor.
+pub(crate) async fn read(
+    inner: Arc<Inner>,
+    shared: Arc<Shared>,
+    headers: HeaderMap,
+    limit: Limit,
+    body: Option<OriginBytes>,
+    from: PieceIndex,
+    to: Option<PieceIndex>,
+) {
+    let result = read_run(&inner, &shared, headers, limit, body, from, to).await;
+    let _ = shared.events.send(Event::Origin(OriginEvent::Ended(result))).await;
+}
+
+async fn read_run(
+    inner: &Arc<Inner>,
+    shared: &Arc<Shared>,
+    headers: HeaderMap,
+    limit: Limit,
+    body: Option<OriginBytes>,
+    from: PieceIndex,
+    to: Option<PieceIndex>,
+) -> Result<(), TaskError> {
+    let mut bytes = match body {
+        Some(body) => body,
+        None => reopen(inner, shared, headers, from, to).await?,
+    };
+    let mut piece = shared.layout().piece_at(bytes.at);
+    let end = to.map_or(u32::MAX, |to| to.0);
+    let mut rest = Bytes::new();
+    while piece.0 < end {
+        let layout = shared.layout();
+        let Some(range) = layout.range(piece) else { break };
+        let len = usize::try_from(range.len()).expect("a piece is at most 4 MiB");
+        let mut buffer = inner.buffers.take(len).await;
+        let mut hasher = PieceHasher::new(layout, piece);
+        let mut filled = 0;
+        while filled < len {
+            if rest.is_empty() {
+                match bytes.next().await? {
+                    Some(chunk) => rest = chunk,
+                    None => break,
+                }
+            }
+            let chunk = rest.split_to(rest.len().min(len - filled));
+            limit.take(chunk.len() as u64).await;
+            hasher.update(&chunk);
+            buffer[filled..filled + chunk.len()].copy_from_slice(&chunk);
+            filled += chunk.len();
+        }
+        inner.metrics.bytes_from_origin.inc_by(filled as u64);
+        if filled < len {
+            return body_ended(shared, layout, piece, &buffer[..filled]).await;
+        }
+        store(shared, piece, buffer, filled, hasher.finish()).await?;
+        piece = PieceIndex(piece.0 + 1);
+    }
+    Ok(())
+}
+
+/// The origin's body ended inside or right before `piece`.
+async fn body_ended(shared: &Arc<Shared>, layout: PieceLayout, piece: PieceIndex, tail: &[u8]) -> Result<(), TaskError> {
+    let start = u64::from(piece.0) * u64::from(layout.piece_len());
+    let length = start + tail.len() as u64;
+    if layout.length().is_some_and(|known| known != length) {
+        // A length was promised, so this is a short body, which the source reports; never take it for an end.
+        return Err(TaskError::new(Kind::Unavailable, format!("the origin's body ended after {length} bytes")));
+    }
+    let content = Arc::clone(&shared.content);
+    blocking(move || content.set_length(length).map_err(TaskError::from)).await?;
+    if !tail.is_empty() {
+        let layout = shared.layout();
+        let hash = PieceHash::of(layout, piece, tail);
+        let (content, bytes) = (Arc::clone(&shared.content), tail.to_vec());
+        blocking(move || content.write_piece(piece, &bytes, hash).map_err(TaskError::from)).await?;
+        shared.counters.from_origin.fetch_add(tail.len() as u64, Ordering::Relaxed);
+        let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece, hash })).await;
+    } else if shared.layout().count() == Some(1) {
+        // The only piece was hashed as one of several; the store has corrected it.
+        if let Some(hash) = shared.content.hash_of(PieceIndex(0)) {
+            shared.expect(0, &[hash]);
+            let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece: PieceIndex(0), hash })).await;
+        }
+    }
+    let _ = shared.events.send(Event::Origin(OriginEvent::Length(length))).await;
+    Ok(())
+}
+
+async fn store(
+    shared: &Arc<Shared>,
+    piece: PieceIndex,
+    buffer: super::buffers::Buffer,
+    len: usize,
+    hash: PieceHash,
+) -> Result<(), TaskError> {
+    let content = Arc::clone(&shared.content);
+    let news = blocking(move || content.write_piece(piece, &buffer[..len], hash).map_err(TaskError::from)).await?;
+    if news {
+        shared.counters.from_origin.fetch_add(len as u64, Ordering::Relaxed);
+    }
+    let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece, hash })).await;
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, TaskError> + Send + 'static) -> Result<T, TaskError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::stopping())?
+}
+
+/// Opens the origin again in the middle of a content, and makes sure that it is still the same one.
+async fn reopen(
+    inner: &Arc<Inner>,
+    shared: &Arc<Shared>,
+    headers: HeaderMap,
+    from: PieceIndex,
+    to: Option<PieceIndex>,
+) -> Result<OriginBytes, TaskError> {
+    let spec = &shared.spec;
+    let offset = spec.range.map_or(0, ByteRange::start);
+    let start = u64::from(from.0) * u64::from(shared.layout().piece_len());
+    let range = match run_range(shared, from, to) {
+        Some(run) if start + offset == 0 && to.is_none() && spec.range.is_none() => {
+            debug_assert_eq!(run.start(), 0);
+            None
+        }
+        Some(run) => ByteRange::new(run.start() + offset, run.end() + offset),
+        // Of a content of unknown length everything from here on.
+        None if start + offset == 0 => None,
+        None => ByteRange::new(start + offset, u64::MAX),
+    };
+    let mut request = request(inner, spec, headers, range);
+    if range.is_some() {
+        let validators = validators_of(&shared.content);
+        request.if_range = (validators.etag.is_some() || validators.last_modified.is_some()).then_some(validators);
+    }
+    let response = inner.source.get(request).await?;
+    if !spec.content_addressed {
+        // Without validators no second answer can be joined to the first, unless it is the whole from the start.
+        let same = Generation::of_validators(&response.validators) == Some(shared.generation);
+        let fresh = shared.content.have().is_empty();
+        if !same && !fresh {
+            return Err(TaskError::new(Kind::Conflict, "the content changed at its origin during the download"));
+        }
+    }
+    let mut bytes = positioned(spec, response, start);
+    bytes.at = start;
+    Ok(bytes)
+}
+
+impl OriginBytes {
+    async fn next(&mut self) -> Result<Option<Bytes>, TaskError> {
+        loop {
+            let Some(mut chunk) = self.body.next().await.transpose()? else { return Ok(None) };
+            let skipped = self.skip.min(chunk.len() as u64);
+            self.skip -= skipped;
+            let _ = chunk.split_to(usize::try_from(skipped).expect("at most the chunk's length"));
+            if !chunk.is_empty() {
+                self.at += chunk.len() as u64;
+                return Ok(Some(chunk));
+            }
+        }
+    }
+}

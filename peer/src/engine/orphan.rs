@@ -1,0 +1,93 @@
+//! Going on without any supernode: the neighbours known so far are asked, then the origin, slowly.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use proto::frame::HASHES_PER_MESSAGE_MAX;
+use proto::{Generation, PieceHash, TaskId, TaskSpec, root_of, wire};
+use tracing::{debug, info};
+
+use super::Inner;
+use super::link::Link;
+use super::mesh;
+use super::seed::{Known, checked_meta, meta_of};
+
+/// Neighbours asked for a task at most.
+const ASKED_MAX: usize = 32;
+/// Without a digest from the user, so many different hosts must tell the same root.
+const AGREEING_MIN: usize = 2;
+/// Pages of hashes asked for at most; with the largest pieces, a content of a terabyte.
+const PAGES_MAX: usize = 16;
+
+/// What this host answers when it is asked for a task's metadata.
+pub(crate) async fn answer(inner: &Arc<Inner>, task: TaskId, ask: &wire::AskMeta) -> wire::Meta {
+    let generation = Generation::from_bytes(&ask.generation).ok();
+    let nothing = wire::Meta { task_id: task.to_bytes().to_vec().into(), meta: None, hashes: None };
+    let Ok(Some(content)) = inner.stored(task, generation).await else { return nothing };
+    // Only what is whole was checked as a whole.
+    if !content.is_complete() {
+        return nothing;
+    }
+    let page: Vec<PieceHash> = content.hashes(ask.first, HASHES_PER_MESSAGE_MAX).into_iter().map_while(|hash| hash).collect();
+    wire::Meta {
+        meta: Some(meta_of(&content, content.spec())),
+        hashes: Some(wire::PieceHashes::from_hashes(ask.first, &page)),
+        ..nothing
+    }
+}
+
+/// Asks the hosts known so far for a task. Their word is taken when the user gave a digest to hold the whole against,
+/// or when several of them agree.
+pub(crate) async fn ask_neighbours(inner: &Arc<Inner>, spec: &TaskSpec) -> Option<(Known, Vec<wire::HostInfo>)> {
+    let task = spec.id();
+    let known = inner.mesh.known();
+    let answers = join_all(known.iter().take(ASKED_MAX).map(|info| async move {
+        let link = mesh::connect(inner, info).await?;
+        let meta = mesh::ask_meta(inner, &link, task, &[], 0).await?;
+        meta.meta.is_some().then_some((link, meta))
+    }))
+    .await;
+    let mut agreeing: HashMap<(Vec<u8>, Vec<u8>), Vec<(Arc<Link>, wire::Meta)>> = HashMap::new();
+    for (link, meta) in answers.into_iter().flatten() {
+        let told = meta.meta.as_ref().expect("kept only with metadata");
+        agreeing.entry((told.generation.to_vec(), told.root.to_vec())).or_default().push((link, meta));
+    }
+    let mut groups: Vec<_> = agreeing.into_values().collect();
+    groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
+    for group in groups {
+        if spec.digest.is_none() && group.len() < AGREEING_MIN {
+            debug!(?task, "too few neighbours agree, and there is no digest to hold the content against");
+            continue;
+        }
+        let hosts: Vec<wire::HostInfo> = group.iter().map(|(link, _)| link.info.clone()).collect();
+        for (link, meta) in group {
+            if let Some(known) = checked(inner, &link, task, meta).await {
+                info!(?task, neighbours = hosts.len(), "no supernode answers: the task is opened from neighbours");
+                return Some((known, hosts));
+            }
+        }
+    }
+    None
+}
+
+/// Takes all hashes from a neighbour and holds them against the root it told.
+async fn checked(inner: &Arc<Inner>, link: &Arc<Link>, task: TaskId, first: wire::Meta) -> Option<Known> {
+    let meta = first.meta?;
+    let (_, layout) = checked_meta(&meta).ok()?;
+    let root = meta.checked_root().ok().flatten()?;
+    let count = layout.count()? as usize;
+    let mut hashes = first.hashes?.checked().ok()?;
+    for _ in 0..PAGES_MAX {
+        if hashes.len() >= count {
+            break;
+        }
+        let at = u32::try_from(hashes.len()).ok()?;
+        let page = mesh::ask_meta(inner, link, task, &meta.generation, at).await?.hashes?.checked().ok()?;
+        if page.is_empty() {
+            return None;
+        }
+        hashes.extend(page);
+    }
+    (root_of(layout, &hashes) == Some(root)).then_some(Known { meta, hashes })
+}

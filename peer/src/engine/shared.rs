@@ -1,0 +1,205 @@
+//! What the parts of one task share: the actor decides, receivers and readers look.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use http::HeaderMap;
+use parking_lot::{Mutex, RwLock};
+use proto::{Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId, TaskSpec};
+use tokio::sync::{mpsc, watch};
+
+use super::actor::Event;
+use super::error::TaskError;
+use super::headers;
+use crate::limit::Limit;
+use crate::store::Content;
+
+/// One task, as everybody but its actor sees it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) task: TaskId,
+    pub(crate) generation: Generation,
+    pub(crate) spec: TaskSpec,
+    pub(crate) content: Arc<Content>,
+    /// Hashes that the task's authority vouched for, by piece.
+    expected: RwLock<Vec<Option<PieceHash>>>,
+    root: OnceLock<Root>,
+    status: watch::Sender<Status>,
+    pub(crate) counters: Counters,
+    readers: Mutex<BTreeMap<u64, PieceIndex>>,
+    next_reader: AtomicU64,
+    handles: AtomicUsize,
+    /// This task's share of the host's download rate.
+    pub(crate) limit: Limit,
+    pub(crate) events: mpsc::Sender<Event>,
+}
+
+/// Where a task stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Status {
+    /// Grows with every change.
+    pub(crate) version: u64,
+    /// The content hashes to the digest that was asked for, or none was.
+    pub(crate) digest_checked: bool,
+    /// All pieces are here and right, or there is no hope.
+    pub(crate) end: Option<Result<(), TaskError>>,
+}
+
+/// Bytes by the way they came.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) from_peers: AtomicU64,
+    pub(crate) from_origin: AtomicU64,
+    pub(crate) from_cache: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn new(spec: TaskSpec, content: Arc<Content>, limit: Limit, events: mpsc::Sender<Event>) -> Arc<Self> {
+        let complete = content.is_complete();
+        let status = Status {
+            version: 0,
+            // What is complete in the store was checked before it became so.
+            digest_checked: complete || content.digest().is_none(),
+            end: complete.then_some(Ok(())),
+        };
+        let here: u64 = content.have().iter().filter_map(|p| content.layout().range(p)).map(proto::ByteRange::len).sum();
+        Arc::new(Self {
+            task: content.task(),
+            generation: content.generation(),
+            spec,
+            expected: RwLock::default(),
+            root: OnceLock::new(),
+            status: watch::Sender::new(status),
+            counters: Counters { from_cache: AtomicU64::new(here), ..Counters::default() },
+            readers: Mutex::default(),
+            next_reader: AtomicU64::new(0),
+            handles: AtomicUsize::new(0),
+            limit,
+            events,
+            content,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> PieceLayout {
+        self.content.layout()
+    }
+
+    /// The hash a piece must have, once the authority vouched for it.
+    pub(crate) fn expected(&self, piece: PieceIndex) -> Option<PieceHash> {
+        self.expected.read().get(piece.at()).copied().flatten()
+    }
+
+    /// Takes hashes from piece `first` on; the pieces whose hash is news are returned.
+    pub(crate) fn expect(&self, first: u32, hashes: &[PieceHash]) -> Vec<PieceIndex> {
+        let mut expected = self.expected.write();
+        let end = first as usize + hashes.len();
+        if expected.len() < end {
+            expected.resize(end, None);
+        }
+        let mut news = Vec::new();
+        for (piece, &hash) in (first..).map(PieceIndex).zip(hashes) {
+            if expected[piece.at()].replace(hash) != Some(hash) {
+                news.push(piece);
+            }
+        }
+        news
+    }
+
+    pub(crate) fn set_root(&self, root: Root) -> bool {
+        *self.root.get_or_init(|| root) == root
+    }
+
+    /// All hashes, when none is missing.
+    pub(crate) fn all_expected(&self) -> Option<Vec<PieceHash>> {
+        let count = self.layout().count()? as usize;
+        let expected = self.expected.read();
+        (expected.len() >= count).then(|| expected[..count].iter().copied().collect::<Option<Vec<_>>>()).flatten()
+    }
+
+    /// Pieces whose hash is known.
+    pub(crate) fn known_hashes(&self) -> PieceSet {
+        (0..).map(PieceIndex).zip(self.expected.read().iter()).filter(|(_, hash)| hash.is_some()).map(|(piece, _)| piece).collect()
+    }
+
+    // --- status ---
+
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    pub(crate) fn changed(&self) {
+        self.status.send_modify(|status| status.version += 1);
+    }
+
+    pub(crate) fn set_digest_checked(&self) {
+        self.status.send_modify(|status| {
+            status.version += 1;
+            status.digest_checked = true;
+        });
+    }
+
+    /// Ends the task once; what was said first stays.
+    pub(crate) fn end(&self, how: Result<(), TaskError>) {
+        self.status.send_modify(|status| {
+            status.version += 1;
+            status.end.get_or_insert(how);
+        });
+    }
+
+    /// Ends the task even if it had ended well: its content proved wrong.
+    pub(crate) fn end_badly(&self, error: TaskError) {
+        self.status.send_modify(|status| {
+            status.version += 1;
+            status.end = Some(Err(error));
+        });
+    }
+
+    pub(crate) fn ended(&self) -> Option<Result<(), TaskError>> {
+        self.status.borrow().end.clone()
+    }
+
+    // --- readers and handles ---
+
+    pub(crate) fn reader_joined(&self, at: PieceIndex) -> u64 {
+        let id = self.next_reader.fetch_add(1, Ordering::Relaxed);
+        self.readers.lock().insert(id, at);
+        // A full mailbox only delays the window's move until the next event.
+        let _ = self.events.try_send(Event::ReadersMoved);
+        id
+    }
+
+    pub(crate) fn reader_moved(&self, id: u64, to: PieceIndex) {
+        self.readers.lock().insert(id, to);
+        let _ = self.events.try_send(Event::ReadersMoved);
+    }
+
+    pub(crate) fn reader_left(&self, id: u64) {
+        self.readers.lock().remove(&id);
+        let _ = self.events.try_send(Event::ReadersMoved);
+    }
+
+    /// The first piece that a reader waits for and that is not here.
+    pub(crate) fn foremost_lacking(&self) -> Option<PieceIndex> {
+        let have = self.content.have();
+        self.readers.lock().values().map(|&at| have.first_absent(at)).min()
+    }
+
+    pub(crate) fn handle_added(&self) {
+        self.handles.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn handle_dropped(&self) {
+        if self.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _ = self.events.try_send(Event::Unwanted);
+        }
+    }
+
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.handles.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn client_headers(&self) -> HeaderMap {
+        headers::from_kept(self.content.headers())
+    }
+}

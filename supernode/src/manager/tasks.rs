@@ -1,0 +1,133 @@
+//! What a supernode keeps of a task.
+
+use std::collections::HashMap;
+
+use http::HeaderMap;
+use peer::engine::{Known, TaskError};
+use proto::{Generation, HostId, PieceHash, Root, TaskId, TaskSpec, api, wire};
+use tokio::sync::broadcast;
+
+/// Where news for the cluster's other supernodes go; each of them has a receiver.
+pub type Sibling = broadcast::Sender<wire::TaskNews>;
+
+/// A task: its metadata as our seed vouches for it, and who waits for it with which credentials.
+#[derive(Debug)]
+pub(super) struct TaskEntry {
+    pub(super) spec: TaskSpec,
+    pub(super) meta: Option<wire::TaskMeta>,
+    hashes: Vec<Option<PieceHash>>,
+    pub(super) root: Option<Root>,
+    /// Each open host and the piece from which on it lacks hashes; `finished` once it has been told length and root.
+    pub(super) opened: HashMap<HostId, Told>,
+    /// The callers' own headers and URLs. Never logged, never stored.
+    callers: HashMap<HostId, Caller>,
+    pub(super) failure: Option<TaskError>,
+    /// What a sibling told, until our own seed knows better.
+    pub(super) known: Option<Known>,
+    pub(super) seeding: bool,
+    pub(super) state: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Told {
+    pub(super) pieces: u32,
+    pub(super) length: bool,
+    pub(super) root: bool,
+}
+
+#[derive(Debug)]
+struct Caller {
+    spec: TaskSpec,
+    headers: HeaderMap,
+}
+
+impl TaskEntry {
+    pub(super) fn new(spec: TaskSpec) -> Self {
+        Self {
+            spec,
+            meta: None,
+            hashes: Vec::new(),
+            root: None,
+            opened: HashMap::new(),
+            callers: HashMap::new(),
+            failure: None,
+            known: None,
+            seeding: false,
+            state: "pending",
+        }
+    }
+
+    /// A host waits for the task; its own way to the origin is remembered while it does.
+    pub(super) fn asked(&mut self, host: HostId, spec: TaskSpec, headers: HeaderMap) {
+        self.callers.insert(host, Caller { spec, headers });
+    }
+
+    pub(super) fn closed(&mut self, host: HostId) {
+        self.opened.remove(&host);
+        self.callers.remove(&host);
+    }
+
+    /// The URL and headers by which this host may read the origin.
+    pub(super) fn caller(&self, host: HostId) -> (TaskSpec, HeaderMap) {
+        self.callers
+            .get(&host)
+            .map_or_else(|| (self.spec.clone(), HeaderMap::new()), |caller| (caller.spec.clone(), caller.headers.clone()))
+    }
+
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.meta.as_ref().and_then(|meta| meta.key().ok()).map(|(_, generation)| generation)
+    }
+
+    /// Takes metadata; another generation's hashes are forgotten.
+    pub(super) fn opened_as(&mut self, meta: wire::TaskMeta) {
+        if self.meta.as_ref().is_none_or(|old| old.generation != meta.generation) {
+            self.hashes.clear();
+            self.root = None;
+            self.opened.clear();
+        }
+        self.failure = None;
+        self.state = "running";
+        self.meta = Some(meta);
+    }
+
+    pub(super) fn add_hashes(&mut self, first: u32, hashes: &[PieceHash]) {
+        let end = first as usize + hashes.len();
+        if self.hashes.len() < end {
+            self.hashes.resize(end, None);
+        }
+        for (slot, hash) in self.hashes[first as usize..].iter_mut().zip(hashes) {
+            *slot = Some(*hash);
+        }
+    }
+
+    /// Hashes from a piece on, up to the first that is not known.
+    pub(super) fn hashes_from(&self, first: u32, max: usize) -> Vec<PieceHash> {
+        self.hashes.iter().skip(first as usize).take(max).map_while(|hash| *hash).collect()
+    }
+
+    /// Forgets the content, not who waits.
+    pub(super) fn forget(&mut self) {
+        self.meta = None;
+        self.hashes.clear();
+        self.root = None;
+        self.known = None;
+    }
+
+    pub(super) fn known_hashes(&self) -> u32 {
+        u32::try_from(self.hashes.iter().flatten().count()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn view(&self, id: TaskId) -> api::TaskView {
+        api::TaskView {
+            task_id: id,
+            generation: self.generation(),
+            url: proto::content_url(&self.spec.url, &self.spec.filtered_query_params).to_string(),
+            length: self.meta.as_ref().and_then(|meta| meta.length),
+            piece_len: self.meta.as_ref().map_or(0, |meta| meta.piece_len),
+            pieces_seeded: self.known_hashes(),
+            state: self.state.to_owned(),
+            origin_bytes: 0,
+            peers: u32::try_from(self.opened.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
