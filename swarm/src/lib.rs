@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod announcer;
+pub mod invariants;
 mod picker;
 mod scheduler;
 mod time;

@@ -1,0 +1,223 @@
+//! What a seed tells to whom: each piece into one hand first, in different hands, before any is repeated.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use proto::{HostId, PieceIndex, PieceSet};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::Listener;
+use crate::Time;
+
+/// Pieces told to one neighbour and not yet fetched, at least and per listener: enough that the seed's link never
+/// waits for a request, few enough that the hand is chosen late.
+const IN_HAND_MIN: usize = 16;
+const IN_HAND_PER_LISTENER: usize = 2;
+/// Pieces made public at a time when the seed's link idles.
+const PUBLIC_PER_IDLE: usize = 8;
+
+/// Who knows of which piece.
+#[derive(Debug)]
+pub(super) struct Reveals {
+    rng: SmallRng,
+    again_after: Duration,
+    /// Told to nobody yet.
+    fresh: VecDeque<PieceIndex>,
+    states: BTreeMap<PieceIndex, Hand>,
+    /// Pieces in each listener's hands.
+    held: BTreeMap<HostId, u32>,
+    /// When a piece that did not spread is told to another neighbour.
+    again: BTreeSet<(Time, PieceIndex)>,
+    in_hand: usize,
+    /// Spread to a second host, but not told to everybody.
+    spread: VecDeque<PieceIndex>,
+    /// Told to everybody.
+    public: PieceSet,
+    /// Extra pieces that may be in hand because the link idled.
+    extra: usize,
+    publish: usize,
+}
+
+/// The state of a piece that was told to somebody and is not public.
+#[derive(Debug)]
+struct Hand {
+    owner: HostId,
+    again_at: Time,
+    fetched: bool,
+    seen_at: u32,
+}
+
+impl Reveals {
+    pub(super) fn new(seed: u64, again_after: Duration) -> Self {
+        Self {
+            rng: SmallRng::seed_from_u64(seed),
+            again_after,
+            fresh: VecDeque::new(),
+            states: BTreeMap::new(),
+            held: BTreeMap::new(),
+            again: BTreeSet::new(),
+            in_hand: 0,
+            spread: VecDeque::new(),
+            public: PieceSet::new(),
+            extra: 0,
+            publish: 0,
+        }
+    }
+
+    pub(super) fn stored(&mut self, piece: PieceIndex) {
+        self.fresh.push_back(piece);
+    }
+
+    /// What everybody may know.
+    pub(super) fn public(&self) -> PieceSet {
+        self.public.clone()
+    }
+
+    pub(super) fn next_again(&self) -> Option<Time> {
+        self.again.first().map(|(at, _)| *at)
+    }
+
+    /// A listener is gone: what was in its hands is told to another at once.
+    pub(super) fn forget(&mut self, peer: HostId) {
+        let lost: Vec<PieceIndex> =
+            self.states.iter().filter(|(_, hand)| hand.owner == peer).map(|(piece, _)| *piece).collect();
+        for piece in lost {
+            self.fetched(piece);
+            if let Some(hand) = self.states.get_mut(&piece)
+                && self.again.remove(&(hand.again_at, piece))
+            {
+                hand.again_at = Time::default();
+                self.again.insert((hand.again_at, piece));
+            }
+        }
+        self.held.remove(&peer);
+    }
+
+    /// A listener told that it has the piece.
+    pub(super) fn seen_at(&mut self, peer: HostId, piece: PieceIndex) {
+        let Some(hand) = self.states.get_mut(&piece) else { return };
+        hand.seen_at += 1;
+        if hand.owner == peer && hand.seen_at < 2 {
+            self.fetched(piece);
+        } else if self.again.remove(&(hand.again_at, piece)) {
+            self.fetched(piece);
+            self.spread.push_back(piece);
+        }
+    }
+
+    /// The piece need not be fetched from here any more by the one it was told to.
+    pub(super) fn fetched(&mut self, piece: PieceIndex) {
+        if let Some(hand) = self.states.get_mut(&piece)
+            && !hand.fetched
+        {
+            hand.fetched = true;
+            self.in_hand -= 1;
+            if let Some(held) = self.held.get_mut(&hand.owner) {
+                *held = held.saturating_sub(1);
+            }
+        }
+    }
+
+    /// The link idles: more may be told.
+    pub(super) fn idle(&mut self) {
+        if self.fresh.is_empty() {
+            self.publish = PUBLIC_PER_IDLE;
+        } else {
+            self.extra += 1;
+        }
+    }
+
+    /// Tells what may be told now.
+    pub(super) fn run(
+        &mut self,
+        now: Time,
+        all_here: bool,
+        listeners: &mut BTreeMap<HostId, Listener>,
+        mut tell: impl FnMut(HostId, &mut Listener, PieceIndex),
+    ) {
+        if listeners.is_empty() {
+            return;
+        }
+        let limit = (IN_HAND_PER_LISTENER * listeners.len()).max(IN_HAND_MIN) + self.extra;
+        // A lone listener is every hand there is.
+        let lone = listeners.len() == 1;
+        while let Some(&(at, piece)) = self.again.first()
+            && at <= now
+        {
+            self.again.pop_first();
+            self.fetched(piece);
+            self.hand_out(now, piece, listeners, &mut tell);
+        }
+        while (self.in_hand < limit || lone)
+            && let Some(piece) = self.fresh.pop_front()
+        {
+            self.hand_out(now, piece, listeners, &mut tell);
+        }
+        if all_here && self.fresh.is_empty() {
+            // Every piece has been in somebody's hand: from here on this is a host like any other.
+            for piece in std::mem::take(&mut self.states).into_keys() {
+                self.publish_one(piece, listeners, &mut tell);
+            }
+            self.again.clear();
+            self.spread.clear();
+            self.in_hand = 0;
+            self.publish = 0;
+            self.held.clear();
+        }
+        for _ in 0..std::mem::take(&mut self.publish) {
+            // What has spread goes first; then the oldest of what has not.
+            let Some(piece) = self.spread.pop_front().or_else(|| self.again.pop_first().map(|(_, piece)| piece)) else { break };
+            self.fetched(piece);
+            self.states.remove(&piece);
+            self.publish_one(piece, listeners, &mut tell);
+        }
+    }
+
+    fn publish_one(
+        &mut self,
+        piece: PieceIndex,
+        listeners: &mut BTreeMap<HostId, Listener>,
+        tell: &mut impl FnMut(HostId, &mut Listener, PieceIndex),
+    ) {
+        self.public.insert(piece);
+        for (peer, listener) in listeners.iter_mut() {
+            tell(*peer, listener, piece);
+        }
+    }
+
+    /// Tells one listener: one that lacks the piece, was not told of it, and has least in hand; ties at random.
+    fn hand_out(
+        &mut self,
+        now: Time,
+        piece: PieceIndex,
+        listeners: &mut BTreeMap<HostId, Listener>,
+        tell: &mut impl FnMut(HostId, &mut Listener, PieceIndex),
+    ) {
+        let mut best: Option<(u32, u32, HostId)> = None;
+        for (peer, listener) in listeners.iter() {
+            if listener.theirs.contains(piece) || listener.told.contains(piece) || listener.pending.contains(piece) {
+                continue;
+            }
+            let candidate = (self.held.get(peer).copied().unwrap_or(0), self.rng.random(), *peer);
+            if best.is_none_or(|b| candidate < b) {
+                best = Some(candidate);
+            }
+        }
+        let Some((.., peer)) = best else {
+            // Everybody knows it.
+            self.states.remove(&piece);
+            self.public.insert(piece);
+            return;
+        };
+        let again_at = now + self.again_after;
+        let seen_at = self.states.get(&piece).map_or(0, |hand| hand.seen_at);
+        self.states.insert(piece, Hand { owner: peer, again_at, fetched: false, seen_at });
+        self.again.insert((again_at, piece));
+        self.in_hand += 1;
+        if let Some(listener) = listeners.get_mut(&peer) {
+            *self.held.entry(peer).or_default() += 1;
+            tell(peer, listener, piece);
+        }
+    }
+}
