@@ -359,6 +359,12 @@ impl Receiver {
         }
     }
 
+    /// Memory the receive buffer takes, in bytes.
+    #[cfg(test)]
+    pub(super) fn buffered_capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     fn shrink(&mut self) {
         if self.buffer.is_empty() && self.buffer.capacity() > BUFFER_KEEP_BYTES {
             self.buffer = BytesMut::new();
