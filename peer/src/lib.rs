@@ -13,6 +13,7 @@
 pub mod engine;
 pub mod limit;
 pub mod locator;
+pub mod node;
 pub mod rpc;
 pub mod source;
 pub mod store;
