@@ -1,0 +1,84 @@
+//! Logs: `tracing` to stderr, as text or as JSON lines.
+
+use std::io::IsTerminal as _;
+
+use serde::{Deserialize, Serialize};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Problems, Validate};
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,peer=debug`.
+    pub level: String,
+    /// For people or for machines.
+    pub format: LogFormat,
+}
+
+/// How a line of log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people; coloured on a terminal.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Logging cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogError {
+    /// `level` is no list of directives.
+    #[error("the log level is not understood")]
+    Level(#[source] tracing_subscriber::filter::ParseError),
+    /// Somebody has set up logging in this process already.
+    #[error("logging was set up already")]
+    Twice(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+impl LogConfig {
+    fn filter(&self) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+        EnvFilter::builder().parse(&self.level)
+    }
+}
+
+impl Validate for LogConfig {
+    fn validate(&self, problems: &mut Problems) {
+        if let Err(error) = self.filter() {
+            problems.push(
+                "level",
+                format!("{:?}: {error}, expected error, warn, info, debug, trace, or directives such as \"info,peer=debug\"", self.level),
+            );
+        }
+        // The parser takes any single word for the name of a module, and a typing error would silence everything.
+        let word = self.level.trim();
+        let plain = !word.contains(['=', ',', '[', ':']);
+        if plain && !["off", "error", "warn", "info", "debug", "trace"].contains(&word.to_ascii_lowercase().as_str()) {
+            problems.push("level", format!("{word:?} is no level, expected off, error, warn, info, debug or trace"));
+        }
+    }
+}
+
+/// Sends the logs of this process to stderr.
+///
+/// # Errors
+/// When the level is not understood, or logging was set up before.
+pub fn init(config: &LogConfig) -> Result<(), LogError> {
+    let filter = config.filter().map_err(LogError::Level)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+    }
+    .map_err(LogError::Twice)
+}
