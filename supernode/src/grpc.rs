@@ -57,8 +57,11 @@ impl Cluster for Service {
             let listening = async {
                 loop {
                     match said.message().await {
-                        Ok(Some(message)) if session.said(message) => {}
-                        Ok(Some(_)) => return debug!("a host broke the protocol or its session was replaced"),
+                        Ok(Some(message)) => {
+                            if !session.said(message) {
+                                return debug!("a host broke the protocol or its session was replaced");
+                            }
+                        }
                         Ok(None) => return debug!("a host ended its session"),
                         Err(error) => return debug!(%error, "a host's session broke"),
                     }

@@ -95,9 +95,15 @@ pub enum SessionRefused {
 impl Manager {
     /// Starts managing with this engine as the seed.
     #[must_use]
-    pub fn start(config: SchedulerConfig, engine: Engine, siblings: Sibling, cancel: CancellationToken) -> Self {
+    pub fn start(
+        config: SchedulerConfig,
+        expected_hosts: u32,
+        engine: Engine,
+        siblings: Sibling,
+        cancel: CancellationToken,
+    ) -> Self {
         let seed = engine.host().clone();
-        let mut scheduler = Scheduler::new(config, Time::default(), None);
+        let mut scheduler = Scheduler::new(config, Time::default(), Some(expected_hosts));
         let mut actions = Vec::new();
         if let Ok(host) = seed.id() {
             let event = SchedulerEvent::HostJoined { host, facts: facts(&seed), inventory_total: 0 };
@@ -209,6 +215,18 @@ impl Manager {
     }
 
     // --- views ---
+
+    /// Hosts with a session.
+    #[must_use]
+    pub fn host_count(&self) -> u32 {
+        u32::try_from(self.inner.state.lock().hosts.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Since when this manager runs.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.inner.started.elapsed()
+    }
 
     /// Tasks, for the HTTP API.
     #[must_use]

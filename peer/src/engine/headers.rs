@@ -3,9 +3,6 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use proto::wire;
 
-/// Headers that carry credentials: content fetched with any of them is guarded.
-const CREDENTIALS: [HeaderName; 3] = [header::AUTHORIZATION, header::COOKIE, header::PROXY_AUTHORIZATION];
-
 /// Origin headers that describe the content and that every reader of it may see.
 const DESCRIBING: [HeaderName; 9] = [
     header::CONTENT_TYPE,
@@ -25,11 +22,6 @@ pub(crate) fn describing(headers: &HeaderMap) -> Vec<(String, Vec<u8>)> {
         .iter()
         .flat_map(|name| headers.get_all(name).iter().map(|value| (name.to_string(), value.as_bytes().to_vec())))
         .collect()
-}
-
-/// Whether a request with these headers proves who asks.
-pub(crate) fn has_credentials(headers: &HeaderMap) -> bool {
-    CREDENTIALS.iter().any(|name| headers.contains_key(name)) || headers.values().any(HeaderValue::is_sensitive)
 }
 
 /// Headers for the wire.

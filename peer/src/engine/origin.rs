@@ -86,7 +86,8 @@ pub(crate) async fn resolve(
     let mut request = request(inner, spec, headers, spec.range);
     // Only a content that is whole can be confirmed instead of fetched: of a partial one the bytes are needed anyway.
     request.if_none_match = held.filter(|content| content.is_complete() && spec.range.is_none()).map(validators_of);
-    let response = inner.source.get_with_retry(request).await?;
+    let policy = inner.source.config().retry.clone();
+    let response = inner.source.get_with_retry(request, &policy, rand::random()).await?;
     if let Some(held) = held.filter(|_| response.not_modified) {
         return Ok(confirmed(held, response.used_credentials));
     }
