@@ -141,6 +141,8 @@ pub enum Route {
     /// From other hosts, the seed among them.
     #[default]
     P2p,
+    /// From the supernode's seed, and nobody else.
+    SeedOnly,
     /// From the origin, by this host.
     OriginOnly,
 }
@@ -320,6 +322,7 @@ impl Inner {
             headers: request.headers.clone(),
             peers: Vec::new(),
             orphan: false,
+            seed_only: request.route == Route::SeedOnly,
         };
         let shared = self.start(spec.clone(), content, start, &[]).await?;
         cluster.route(shared.task, &shared.events);
@@ -347,6 +350,7 @@ impl Inner {
                 headers: request.headers,
                 peers: hosts,
                 orphan: false,
+                seed_only: false,
             };
             let shared = self.start(spec, content, start, &known.hashes).await?;
             cluster.route(shared.task, &shared.events);
@@ -392,7 +396,7 @@ impl Inner {
             Some(_) => Authority::Cluster { open: Box::new(open), lost_since: orphaned },
             None => Authority::Own { news: None },
         };
-        let start = Start { authority, body: resolved.body, headers: request.headers, peers: Vec::new(), orphan: orphaned.is_some() };
+        let start = Start { authority, body: resolved.body, headers: request.headers, peers: Vec::new(), orphan: orphaned.is_some(), seed_only: false };
         let shared = self.start(spec, content, start, &[]).await?;
         if let (Some(cluster), true) = (&self.cluster, orphaned.is_some()) {
             cluster.route(shared.task, &shared.events);

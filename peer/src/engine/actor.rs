@@ -102,6 +102,8 @@ pub(crate) struct Start {
     pub(crate) peers: Vec<wire::HostInfo>,
     /// No supernode answers, and the origin may be read at once, slowly.
     pub(crate) orphan: bool,
+    /// Only seeds are asked for pieces.
+    pub(crate) seed_only: bool,
 }
 
 pub(crate) struct Actor {
@@ -124,6 +126,7 @@ pub(crate) struct Actor {
     count_told: bool,
     finishing: bool,
     digest_running: bool,
+    seed_only: bool,
 }
 
 /// A neighbour of this task.
@@ -141,7 +144,7 @@ struct Neighbour {
 impl Start {
     /// Nothing is fetched, what is here is served.
     pub(crate) fn serving() -> Self {
-        Self { authority: Authority::Nobody, body: None, headers: HeaderMap::new(), peers: Vec::new(), orphan: false }
+        Self { authority: Authority::Nobody, body: None, headers: HeaderMap::new(), peers: Vec::new(), orphan: false, seed_only: false }
     }
 }
 
@@ -171,6 +174,7 @@ impl Actor {
             count_told: false,
             finishing: false,
             digest_running: false,
+            seed_only: start.seed_only,
             mailbox,
             shared,
             inner: Arc::clone(inner),
@@ -294,6 +298,7 @@ impl Actor {
         if !start.authority.is_nobody() {
             self.authority = start.authority;
             self.headers = start.headers;
+            self.seed_only = start.seed_only;
             if !self.origin.is_running() {
                 self.origin = OriginTurn::new(start.body, start.orphan);
             }
@@ -362,6 +367,7 @@ impl Actor {
             let Ok(host) = info.id() else { continue };
             if host == self.inner.host_id
                 || self.distrusted.contains(&host)
+                || (self.seed_only && !info.seed)
                 || self.neighbours.get(&host).is_some_and(|neighbour| neighbour.asked)
                 || !self.connecting.insert(host)
             {
@@ -381,7 +387,7 @@ impl Actor {
     fn link_up(&mut self, link: Arc<Link>) {
         let host = link.host;
         self.connecting.remove(&host);
-        if self.distrusted.contains(&host) || link.gone.is_cancelled() {
+        if self.distrusted.contains(&host) || link.gone.is_cancelled() || (self.seed_only && !link.info.seed) {
             return;
         }
         let neighbour = self.neighbours.entry(host).or_insert_with(|| Neighbour::new(Arc::clone(&link)));

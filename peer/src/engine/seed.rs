@@ -158,6 +158,7 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
         headers: headers.clone(),
         peers: request.holders,
         orphan: false,
+        seed_only: false,
     };
     let shared = inner.start(request.spec, content, start, &hashes).await?;
     if let (true, Some(root)) = (matches!(shared.ended(), Some(Ok(()))), shared.content.root()) {
