@@ -1,3 +1,30 @@
-//! The agent on every host: keeps and trades pieces, and is the registry mirror and proxy of container runtimes.
+//! The agent on every host: keeps and trades pieces, and is the registry mirror and HTTP(S) proxy that container
+//! runtimes pull through.
+//!
+//! The HTTP side, from the client inwards: [`proxy::Server`] accepts and routes; [`mirror`] and [`rules`] say what a
+//! request is about; [`serve`] turns a task of [`downloads`] into an answer; [`passthrough`] carries everything else to
+//! its origin unread. [`setup`] points container runtimes at it.
+//!
+//! Invariants: a body is whole or ends with an error; credentials go to the host they were meant for and are neither
+//! stored nor logged; with this daemon gone, runtimes that `setup` configured pull directly.
+//!
+//! **Not here:** pieces, peers and the way of a task's bytes (crate `peer`).
 
 #![forbid(unsafe_code)]
+
+pub mod blob_path;
+pub mod body;
+pub mod ca;
+pub mod config;
+pub mod dial;
+pub mod downloads;
+mod headers;
+mod io;
+pub mod metrics;
+pub mod mirror;
+pub mod passthrough;
+pub mod pattern;
+pub mod proxy;
+pub mod rules;
+pub mod serve;
+pub mod setup;
