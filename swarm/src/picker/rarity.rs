@@ -84,10 +84,6 @@ impl Rarity {
         self.get(piece).is_some_and(|p| p.place != NOWHERE)
     }
 
-    pub(super) fn is_stored(&self, piece: u32) -> bool {
-        self.get(piece).is_some_and(|p| p.stored)
-    }
-
     /// Wanted pieces that are not stored; `None` while their number is not known.
     pub(super) fn missing(&self) -> Option<u32> {
         let total = match (self.wanted, self.count) {
