@@ -5,6 +5,8 @@
 //! request is about; [`serve`] turns a task of [`downloads`] into an answer; [`passthrough`] carries everything else to
 //! its origin unread. [`setup`] points container runtimes at it.
 //!
+//! [`settings`] is the whole configuration, [`run`] the daemon; `socket.rs` is dfget's way in.
+//!
 //! Invariants: a body is whole or ends with an error; credentials go to the host they were meant for and are neither
 //! stored nor logged; with this daemon gone, runtimes that `setup` configured pull directly.
 //!
@@ -16,8 +18,10 @@ pub mod blob_path;
 pub mod body;
 pub mod ca;
 pub mod config;
+mod daemon;
 pub mod dial;
 pub mod downloads;
+mod engine;
 mod headers;
 mod io;
 pub mod metrics;
@@ -27,4 +31,8 @@ pub mod pattern;
 pub mod proxy;
 pub mod rules;
 pub mod serve;
+pub mod settings;
 pub mod setup;
+mod socket;
+
+pub use daemon::run;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use peer::engine::{Engine, OpenRequest, Progress, Route, Task, TaskError, headers};
 use peer::rpc::daemon_server::{Daemon, DaemonServer};
-use peer::store::Export;
+use peer::store::{Export, Way};
 use proto::wire::download_event::Body as Event;
 use proto::{Kind, TaskSpec, wire};
 use tokio::net::UnixListener;
@@ -155,8 +155,13 @@ async fn write_output(
         }
     };
     let by = task.export(None, output, how).await?;
-    info!(task = ?task.info().task, output = %output.display(), by = by.label(), "output written");
-    tell(events, Event::Done(done(task, length, by.label()))).await;
+    let by = match by.way {
+        Way::Reflink => "reflink",
+        Way::HardLink => "hardlink",
+        Way::Copy => "copy",
+    };
+    info!(task = ?task.info().task, output = %output.display(), by, "output written");
+    tell(events, Event::Done(done(task, length, by))).await;
     Ok(())
 }
 
@@ -204,7 +209,7 @@ fn failed(error: &TaskError) -> wire::DownloadFailed {
 ///
 /// # Errors
 /// When the path cannot be bound; a socket that a dead daemon left is replaced.
-pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
+pub(crate) fn bind(path: &Path) -> std::io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
@@ -226,7 +231,7 @@ pub fn bind(path: &Path) -> std::io::Result<UnixListener> {
 ///
 /// # Errors
 /// When the socket breaks.
-pub async fn serve(listener: UnixListener, engine: Engine, cancel: CancellationToken) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn serve(listener: UnixListener, engine: Engine, cancel: CancellationToken) -> Result<(), tonic::transport::Error> {
     let service = DaemonServer::new(Service { engine }).max_decoding_message_size(REQUEST_MAX);
     tonic::transport::Server::builder()
         .add_service(service)
