@@ -35,7 +35,7 @@ impl EngineMetrics {
             ("corrupt_tasks", "Contents that were not what their digest says", &self.corrupt_tasks),
         ];
         for (name, help, counter) in rows {
-            registry.register(format!("skimmer_peer_{name}"), help, counter.clone());
+            registry.register(name, help, counter.clone());
         }
     }
 }
