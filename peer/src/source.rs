@@ -76,7 +76,8 @@ pub struct OriginRequest {
     /// Where; user information becomes `Authorization: Basic` for this host.
     pub url: Url,
     /// The caller's own headers, credentials among them. Headers of one connection, conditions and `Range` are left
-    /// out; those have the fields below.
+    /// out; those have the fields below. `Host` replaces the URL's, so that whoever passes on another request's
+    /// headers takes it out first.
     pub headers: HeaderMap,
     /// The part that is wanted; not for [`Source::head`].
     pub range: Option<ByteRange>,
@@ -90,7 +91,7 @@ pub struct OriginRequest {
 
 /// An origin's answer: the content, a part of it, or that it has not changed.
 pub struct OriginResponse {
-    /// Where it came from in the end, without user information.
+    /// Where it came from in the end, without user information. A redirect's signature may stand in it: [`redact_url`] before it is shown.
     pub url: Url,
     /// 200, 206 or 304.
     pub status: StatusCode,
@@ -180,7 +181,12 @@ impl Source {
     ///
     /// # Errors
     /// The last failure.
-    pub async fn get_with_retry(&self, request: OriginRequest, policy: &RetryPolicy, seed: u64) -> Result<OriginResponse, SourceError> {
+    pub async fn get_with_retry(
+        &self,
+        request: OriginRequest,
+        policy: &RetryPolicy,
+        seed: u64,
+    ) -> Result<OriginResponse, SourceError> {
         let mut attempt = 1;
         loop {
             let error = match self.get(request.clone()).await {
@@ -216,7 +222,13 @@ impl Source {
             clients.remove(0);
         }
         let guard = Arc::new(guard.clone());
-        let client = exchange::http_client(&inner.config, inner.dialer.clone(), guard.clone(), inner.tasks.clone(), inner.stop.clone());
+        let client = exchange::http_client(
+            &inner.config,
+            inner.dialer.clone(),
+            guard.clone(),
+            inner.tasks.clone(),
+            inner.stop.clone(),
+        );
         clients.push((guard, client.clone()));
         client
     }

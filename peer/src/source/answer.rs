@@ -40,7 +40,11 @@ pub(super) async fn judge(
     slot: Slot,
 ) -> Result<Judged, SourceError> {
     let (parts, incoming) = response.into_parts();
-    let announced = if *asked.method == Method::HEAD { headers::content_length(&parts.headers) } else { incoming.size_hint().exact() };
+    let announced = if *asked.method == Method::HEAD {
+        headers::content_length(&parts.headers)
+    } else {
+        incoming.size_hint().exact()
+    };
     let judged = match parts.status {
         StatusCode::OK => whole(&asked, &parts.headers, announced),
         StatusCode::PARTIAL_CONTENT => part(&asked, &parts.headers, announced, &host)?,
@@ -55,7 +59,11 @@ pub(super) async fn judge(
         }
     };
     let bodiless = *asked.method == Method::HEAD || judged.not_modified;
-    let body = if bodiless { OriginBody::empty() } else { OriginBody::new(host, incoming, judged.length, slot, source.clone()) };
+    let body = if bodiless {
+        OriginBody::empty()
+    } else {
+        OriginBody::new(host, incoming, judged.length, slot, source.clone())
+    };
     Ok(Judged::Answer(Box::new(OriginResponse {
         url,
         status: parts.status,
@@ -124,7 +132,13 @@ fn not_modified(asked: &Asked<'_>, headers: &HeaderMap) -> Option<Content> {
         last_modified: told.last_modified.or_else(|| known.last_modified.clone()),
         length: known.length,
     };
-    Some(Content { validators, range: None, length: Some(0), accepts_ranges: says_accepts_ranges(headers), not_modified: true })
+    Some(Content {
+        validators,
+        range: None,
+        length: Some(0),
+        accepts_ranges: says_accepts_ranges(headers),
+        not_modified: true,
+    })
 }
 
 async fn error_of(source: &Source, asked: &Asked<'_>, parts: Parts, body: OriginBody) -> SourceError {
@@ -139,7 +153,8 @@ async fn error_of(source: &Source, asked: &Asked<'_>, parts: Parts, body: Origin
 }
 
 fn says_accepts_ranges(headers: &HeaderMap) -> bool {
-    text(headers, ACCEPT_RANGES).is_some_and(|value| value.split(',').any(|unit| unit.trim().eq_ignore_ascii_case("bytes")))
+    text(headers, ACCEPT_RANGES)
+        .is_some_and(|value| value.split(',').any(|unit| unit.trim().eq_ignore_ascii_case("bytes")))
 }
 
 fn text(headers: &HeaderMap, name: http::HeaderName) -> Option<&str> {

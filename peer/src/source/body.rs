@@ -71,7 +71,11 @@ impl OriginBody {
         let Some(open) = &mut self.open else { return Ok(None) };
         loop {
             let Ok(frame) = tokio::time::timeout(self.timeout, open.incoming.frame()).await else {
-                return Err(SourceError::Timeout { host: self.host.clone(), waiting: Waiting::Body, after: self.timeout });
+                return Err(SourceError::Timeout {
+                    host: self.host.clone(),
+                    waiting: Waiting::Body,
+                    after: self.timeout,
+                });
             };
             match frame {
                 None if self.expected.is_some_and(|expected| self.got < expected) => return Err(self.cut_short()),
@@ -133,6 +137,10 @@ impl OriginBody {
 
 impl fmt::Debug for OriginBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OriginBody").field("expected", &self.expected).field("got", &self.got).field("open", &self.open.is_some()).finish()
+        f.debug_struct("OriginBody")
+            .field("expected", &self.expected)
+            .field("got", &self.got)
+            .field("open", &self.open.is_some())
+            .finish()
     }
 }

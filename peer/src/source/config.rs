@@ -155,7 +155,9 @@ impl SourceConfig {
                 wrong(place.to_owned(), "must be longer than 0".to_owned());
             }
         }
-        for (place, value) in [("requests_max", self.requests_max), ("requests_per_host_max", self.requests_per_host_max)] {
+        for (place, value) in
+            [("requests_max", self.requests_max), ("requests_per_host_max", self.requests_per_host_max)]
+        {
             // The upper bound is far above any use and below what a semaphore can hold.
             if !(1..=100_000).contains(&value) {
                 wrong(place.to_owned(), format!("must be 1 to 100000, not {value}"));
@@ -179,10 +181,11 @@ impl SourceConfig {
             if options.insecure && options.ca.is_some() {
                 wrong(format!("hosts.{key:?}"), "`insecure` makes `ca` pointless; give one of them".to_owned());
             }
-            let certificates = options.ca.as_ref().map_or_else(|| Ok(Vec::new()), read_certificates).unwrap_or_else(|problem| {
-                wrong(format!("hosts.{key:?}.ca"), problem);
-                Vec::new()
-            });
+            let certificates =
+                options.ca.as_ref().map_or_else(|| Ok(Vec::new()), read_certificates).unwrap_or_else(|problem| {
+                    wrong(format!("hosts.{key:?}.ca"), problem);
+                    Vec::new()
+                });
             if let Some(pattern) = pattern {
                 rules.push(HostRule { pattern, options: options.clone(), certificates });
             }
@@ -202,7 +205,9 @@ fn read_certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, Str
     }
     let mut scratch = rustls::RootCertStore::empty();
     for (index, certificate) in certificates.iter().enumerate() {
-        scratch.add(certificate.clone()).map_err(|error| format!("certificate {} in {shown} cannot be used: {error}", index + 1))?;
+        scratch
+            .add(certificate.clone())
+            .map_err(|error| format!("certificate {} in {shown} cannot be used: {error}", index + 1))?;
     }
     Ok(certificates)
 }
@@ -228,7 +233,9 @@ impl HostPattern {
         };
         let name = match host.strip_prefix('*') {
             Some("") => Name::Any,
-            Some(suffix) if suffix.len() > 1 && suffix.starts_with('.') && is_host(&suffix[1..]) => Name::Suffix(suffix.to_owned()),
+            Some(suffix) if suffix.len() > 1 && suffix.starts_with('.') && is_host(&suffix[1..]) => {
+                Name::Suffix(suffix.to_owned())
+            }
             Some(_) => return None,
             None if is_host(host) => Name::Exact(host.to_owned()),
             None => return None,
@@ -244,7 +251,9 @@ impl HostPattern {
         let has_port = self.port.is_some();
         match &self.name {
             Name::Any => Some((0, 0, has_port)),
-            Name::Suffix(suffix) if host.len() > suffix.len() && host.ends_with(suffix.as_str()) => Some((1, suffix.len(), has_port)),
+            Name::Suffix(suffix) if host.len() > suffix.len() && host.ends_with(suffix.as_str()) => {
+                Some((1, suffix.len(), has_port))
+            }
             Name::Exact(name) if name == host => Some((2, 0, has_port)),
             Name::Suffix(_) | Name::Exact(_) => None,
         }
@@ -297,7 +306,8 @@ pub(super) mod duration {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(|error| de::Error::custom(format!("{text:?} is no duration such as \"30s\": {error}")))
+        humantime::parse_duration(&text)
+            .map_err(|error| de::Error::custom(format!("{text:?} is no duration such as \"30s\": {error}")))
     }
 }
 
@@ -344,8 +354,15 @@ mod tests {
         let problems: Vec<String> = config.problems().iter().map(ToString::to_string).collect();
         let all = problems.join("\n");
         for part in [
-            "source.body_timeout", "source.requests_max", "source.proxy", "source.retry.attempts_max", "source.hosts.\"a b\"",
-            "source.hosts.\"h:0\"", "source.hosts.\"*corp\"", "source.hosts.\"x\".ca cannot read /nowhere/ca.pem", "junk.pem holds no certificate",
+            "source.body_timeout",
+            "source.requests_max",
+            "source.proxy",
+            "source.retry.attempts_max",
+            "source.hosts.\"a b\"",
+            "source.hosts.\"h:0\"",
+            "source.hosts.\"*corp\"",
+            "source.hosts.\"x\".ca cannot read /nowhere/ca.pem",
+            "junk.pem holds no certificate",
         ] {
             assert!(all.contains(part), "{part} in {all}");
         }

@@ -263,7 +263,9 @@ impl Connection for Stream {
     fn connected(&self) -> Connected {
         match self {
             Self::Plain { proxied, .. } => Connected::new().proxy(*proxied),
-            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => Connected::new().negotiated_h2(),
+            Self::Tls(stream) if stream.inner().get_ref().1.alpn_protocol() == Some(b"h2") => {
+                Connected::new().negotiated_h2()
+            }
             Self::Tls(_) => Connected::new(),
         }
     }

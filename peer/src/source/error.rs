@@ -242,7 +242,10 @@ impl SourceError {
             Self::Redirects { problem: RedirectProblem::Downgrade, .. } => Kind::Forbidden,
             Self::NotFound { .. } => Kind::NotFound,
             Self::Throttled { .. } => Kind::Throttled,
-            Self::Config { .. } | Self::BadRequest { .. } | Self::RangeNotSatisfiable { .. } | Self::Redirects { .. } => Kind::Invalid,
+            Self::Config { .. }
+            | Self::BadRequest { .. }
+            | Self::RangeNotSatisfiable { .. }
+            | Self::Redirects { .. } => Kind::Invalid,
             Self::OtherStatus { status, .. } if status.is_client_error() => Kind::Invalid,
             Self::Changed { .. } => Kind::Conflict,
             Self::Server { .. }
@@ -315,7 +318,11 @@ impl std::fmt::Debug for OriginAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Header values and bodies may hold what somebody calls secret.
         let names: Vec<_> = self.headers.keys().map(http::HeaderName::as_str).collect();
-        f.debug_struct("OriginAnswer").field("status", &self.status).field("headers", &names).field("body_bytes", &self.body.len()).finish()
+        f.debug_struct("OriginAnswer")
+            .field("status", &self.status)
+            .field("headers", &names)
+            .field("body_bytes", &self.body.len())
+            .finish()
     }
 }
 

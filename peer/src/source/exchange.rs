@@ -23,11 +23,14 @@ use super::connect::{ConnectFailure, Connector, Destination, Dialer};
 use super::guard::Guard;
 use super::headers::{self, CallerHeaders};
 use super::slots::Slot;
-use super::{OriginRequest, OriginResponse, RedactedUrl, RedirectProblem, Source, SourceConfig, SourceError, Waiting, is_signed_url, redact_url};
+use super::{
+    OriginRequest, OriginResponse, RedactedUrl, RedirectProblem, Source, SourceConfig, SourceError, Waiting,
+    is_signed_url, redact_url,
+};
 
 pub(super) type HttpClient = Client<Connector, Empty<Bytes>>;
 
-/// Headers of an answer over HTTP/1: the same bound as the usual servers', times four.
+/// Headers of an answer over HTTP/1, give or take one read (the buffer grows by doubling), and the largest piece of a body.
 const HEADERS_BYTES_MAX: usize = 256 * 1024;
 /// Header lines of an answer over HTTP/1.
 const HEADERS_MAX: usize = 200;
@@ -95,12 +98,20 @@ impl Source {
             // The date was not enough to tell: it answered for another content than the one that is known.
             Judged::UnlikelyNotModified => match self.fetch_once(method, &request, None).await? {
                 Judged::Answer(response) => Ok(*response),
-                Judged::UnlikelyNotModified => Err(SourceError::protocol(request.url.host_str().unwrap_or_default(), "304 to a request without a condition")),
+                Judged::UnlikelyNotModified => Err(SourceError::protocol(
+                    request.url.host_str().unwrap_or_default(),
+                    "304 to a request without a condition",
+                )),
             },
         }
     }
 
-    async fn fetch_once(&self, method: &Method, request: &OriginRequest, known: Option<&Validators>) -> Result<Judged, SourceError> {
+    async fn fetch_once(
+        &self,
+        method: &Method,
+        request: &OriginRequest,
+        known: Option<&Validators>,
+    ) -> Result<Judged, SourceError> {
         let client = self.client(&request.guard);
         let caller = CallerHeaders::sort(&request.headers, &request.url, &self.0.user_agent);
         let used_credentials = caller.credentials || is_signed_url(&request.url);
@@ -118,7 +129,13 @@ impl Source {
             let response = self.exchange(&client, method, &journey, &to).await?;
             tracing::debug!(url = %redact_url(&journey.url), %method, status = response.status().as_u16(), version = ?response.version(), "origin answered");
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                let asked = Asked { method, range, if_range: request.if_range.as_ref(), known: known.filter(|_| conditional), used_credentials };
+                let asked = Asked {
+                    method,
+                    range,
+                    if_range: request.if_range.as_ref(),
+                    known: known.filter(|_| conditional),
+                    used_credentials,
+                };
                 return answer::judge(self, asked, journey.url, to.host, response, slot).await;
             }
             self.follow(&mut journey, &response)?;
@@ -136,7 +153,8 @@ impl Source {
             return Err(wrong("it names no host"));
         }
         let mut actual = url.clone();
-        let plain = url.scheme() == "https" && self.0.dialer.rule(&Destination::of_url(url)).is_some_and(|(_, rule)| rule.options.plain_http);
+        let plain = url.scheme() == "https"
+            && self.0.dialer.rule(&Destination::of_url(url)).is_some_and(|(_, rule)| rule.options.plain_http);
         if plain {
             actual.set_scheme("http").map_err(|()| wrong("its scheme cannot be http"))?;
         }
@@ -145,13 +163,18 @@ impl Source {
         Ok(actual)
     }
 
-    async fn exchange(&self, client: &HttpClient, method: &Method, journey: &Journey, to: &Destination) -> Result<Response<Incoming>, SourceError> {
+    async fn exchange(
+        &self,
+        client: &HttpClient,
+        method: &Method,
+        journey: &Journey,
+        to: &Destination,
+    ) -> Result<Response<Incoming>, SourceError> {
         let config = &self.0.config;
-        let uri: Uri = journey
-            .url
-            .as_str()
-            .parse()
-            .map_err(|_| SourceError::BadRequest { url: RedactedUrl::of(&journey.url), what: "it holds characters that a request line cannot" })?;
+        let uri: Uri = journey.url.as_str().parse().map_err(|_| SourceError::BadRequest {
+            url: RedactedUrl::of(&journey.url),
+            what: "it holds characters that a request line cannot",
+        })?;
         let mut request = Request::new(Empty::new());
         *request.method_mut() = method.clone();
         *request.uri_mut() = uri;
@@ -194,13 +217,15 @@ impl Source {
         let location = response.headers().get(LOCATION).filter(|value| value.len() <= LOCATION_LEN_MAX);
         // Some servers send other bytes than ASCII, and mean UTF-8.
         let location = location.and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
-        let named = location.and_then(|text| journey.url.join(text).ok()).ok_or_else(|| refuse(RedirectProblem::Location))?;
+        let named =
+            location.and_then(|text| journey.url.join(text).ok()).ok_or_else(|| refuse(RedirectProblem::Location))?;
         if !matches!(named.scheme(), "http" | "https") {
             return Err(refuse(RedirectProblem::Scheme));
         }
         let next = self.actual(&named)?;
         // A host that is marked `plain_http` was chosen by the operator, whichever scheme leads to it.
-        let chosen = || self.0.dialer.rule(&Destination::of_url(&named)).is_some_and(|(_, rule)| rule.options.plain_http);
+        let chosen =
+            || self.0.dialer.rule(&Destination::of_url(&named)).is_some_and(|(_, rule)| rule.options.plain_http);
         if journey.url.scheme() == "https" && next.scheme() == "http" && !self.0.config.allow_downgrade && !chosen() {
             return Err(refuse(RedirectProblem::Downgrade));
         }

@@ -236,7 +236,9 @@ mod tests {
         ] {
             assert_eq!(class(&guard, address), Some(expected), "{address}");
         }
-        for address in ["10.1.2.3", "192.168.0.1", "172.31.0.1", "100.64.0.1", "fd12::1", "93.184.216.34", "2606:2800::1"] {
+        for address in
+            ["10.1.2.3", "192.168.0.1", "172.31.0.1", "100.64.0.1", "fd12::1", "93.184.216.34", "2606:2800::1"]
+        {
             assert_eq!(class(&guard, address), None, "{address}");
         }
     }

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use http::header::{
-    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH,
-    CONTENT_TYPE, DATE, ETAG, EXPECT, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED,
-    PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, RETRY_AFTER, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION,
+    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, ETAG, EXPECT, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH,
+    IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, PRAGMA, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, RANGE, RETRY_AFTER,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use proto::{ByteRange, Validators};
@@ -24,22 +25,52 @@ pub(super) struct CallerHeaders {
 
 /// Headers that say nothing of who asks. Any other one stays with the first origin: a name such as `X-Team-Token`
 /// cannot be told from a harmless one by looking at it.
-const HARMLESS: [HeaderName; 7] = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CACHE_CONTROL, PRAGMA, USER_AGENT];
+const HARMLESS: [HeaderName; 7] =
+    [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CACHE_CONTROL, PRAGMA, USER_AGENT];
 
 /// Headers that stay with the first origin but grant nothing there.
 const NEUTRAL: [&str; 18] = [
-    "host", "referer", "origin", "from", "date", "via", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto",
-    "x-real-ip", "x-request-id", "x-correlation-id", "traceparent", "tracestate", "dnt", "priority", "upgrade-insecure-requests",
+    "host",
+    "referer",
+    "origin",
+    "from",
+    "date",
+    "via",
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+    "x-correlation-id",
+    "traceparent",
+    "tracestate",
+    "dnt",
+    "priority",
+    "upgrade-insecure-requests",
 ];
 
 /// Of one connection only (RFC 9110 section 7.6.1), besides what `Connection` names.
-const HOP_BY_HOP: [HeaderName; 7] = [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
+const HOP_BY_HOP: [HeaderName; 7] =
+    [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE];
 const HOP_BY_HOP_TOO: [&str; 3] = ["keep-alive", "proxy-connection", "proxy-authentication-info"];
 
 /// What this module asks for by itself, from the fields of the request, and what belongs to a body there is not.
 const OURS: [HeaderName; 10] = [
-    RANGE, IF_RANGE, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_MATCH, IF_UNMODIFIED_SINCE, CONTENT_LENGTH, CONTENT_TYPE, CONTENT_ENCODING, EXPECT,
+    RANGE,
+    IF_RANGE,
+    IF_NONE_MATCH,
+    IF_MODIFIED_SINCE,
+    IF_MATCH,
+    IF_UNMODIFIED_SINCE,
+    CONTENT_LENGTH,
+    CONTENT_TYPE,
+    CONTENT_ENCODING,
+    EXPECT,
 ];
+
+/// What a number of seconds too large to be read is taken for; no policy waits as long.
+const RETRY_AFTER_MAX_S: u64 = 1 << 32;
 
 // === outward ===
 
@@ -56,7 +87,8 @@ impl CallerHeaders {
                 sorted.everywhere.append(name, value.clone());
                 continue;
             }
-            let neutral = !value.is_sensitive() && (NEUTRAL.contains(&name.as_str()) || name.as_str().starts_with("sec-"));
+            let neutral =
+                !value.is_sensitive() && (NEUTRAL.contains(&name.as_str()) || name.as_str().starts_with("sec-"));
             sorted.credentials |= !neutral;
             let mut value = value.clone();
             // Keeps it out of HTTP/2's header table and of any debug output further down.
@@ -150,7 +182,9 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 
 /// What the headers say of the content, its length aside.
 pub(super) fn validators(headers: &HeaderMap, length: Option<u64>) -> Validators {
-    let text = |name: HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty()).map(ToOwned::to_owned);
+    let text = |name: HeaderName| {
+        headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty()).map(ToOwned::to_owned)
+    };
     Validators { etag: text(ETAG), last_modified: text(LAST_MODIFIED), length }
 }
 
@@ -185,7 +219,7 @@ pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
 pub(super) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::from(u32::MAX))));
+        return Some(Duration::from_secs(text.parse().unwrap_or(RETRY_AFTER_MAX_S)));
     }
     let until = httpdate::parse_http_date(text).ok()?;
     let sent = headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
@@ -207,18 +241,33 @@ mod tests {
     #[test]
     fn headers_travel_as_far_as_they_may() {
         let sorted = sort(
-            &[("accept", "a/b"), ("authorization", "Bearer x"), ("x-team-token", "t"), ("connection", "close, x-hop"), ("x-hop", "1"),
-              ("te", "trailers"), ("proxy-authorization", "p"), ("range", "bytes=0-1"), ("if-none-match", "x"), ("host", "virtual")],
+            &[
+                ("accept", "a/b"),
+                ("authorization", "Bearer x"),
+                ("x-team-token", "t"),
+                ("connection", "close, x-hop"),
+                ("x-hop", "1"),
+                ("te", "trailers"),
+                ("proxy-authorization", "p"),
+                ("range", "bytes=0-1"),
+                ("if-none-match", "x"),
+                ("host", "virtual"),
+            ],
             "http://h/",
         );
-        let names = |map: &HeaderMap| map.keys().map(|n| n.as_str().to_owned()).collect::<std::collections::BTreeSet<_>>();
+        let names =
+            |map: &HeaderMap| map.keys().map(|n| n.as_str().to_owned()).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(names(&sorted.everywhere), ["accept", "accept-encoding", "user-agent"].map(String::from).into());
         assert_eq!(names(&sorted.first_origin), ["authorization", "host", "x-team-token"].map(String::from).into());
         assert!(sorted.credentials && sorted.first_origin["authorization"].is_sensitive());
         assert!(!sort(&[("accept", "*/*"), ("x-request-id", "1"), ("host", "v")], "http://h/").credentials);
         let mut marked = HeaderValue::from_static("x");
         marked.set_sensitive(true);
-        let sorted = CallerHeaders::sort(&[(ACCEPT, marked)].into_iter().collect(), &"http://h/".parse().unwrap(), &HeaderValue::from_static("u"));
+        let sorted = CallerHeaders::sort(
+            &[(ACCEPT, marked)].into_iter().collect(),
+            &"http://h/".parse().unwrap(),
+            &HeaderValue::from_static("u"),
+        );
         assert!(sorted.credentials && !sorted.everywhere.contains_key(ACCEPT));
     }
 

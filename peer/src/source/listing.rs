@@ -7,6 +7,7 @@ mod html;
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -16,10 +17,10 @@ use http::{HeaderMap, HeaderValue};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{Guard, OriginRequest, RedactedUrl, Source, SourceError};
+use super::{Guard, OriginRequest, RedactedUrl, Source, SourceError, redact_url};
 
 /// What to list.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ListRequest {
     /// The folder; a missing `/` at its end is added.
     pub url: Url,
@@ -49,11 +50,11 @@ pub struct Listing {
 }
 
 /// A file under the folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ListedFile {
     /// Where it belongs below the output folder: one or more plain names, never absolute, never `..`.
     pub path: PathBuf,
-    /// Where it is fetched from: the caller's user information does not stand in it.
+    /// Where it is fetched from, with the user information of the URL that was asked for and without its query.
     pub url: Url,
 }
 
@@ -94,9 +95,15 @@ pub enum ListingError {
         name: String,
     },
     /// A folder's page was redirected out of the folder that is being listed.
-    #[error("the listing of {url} was redirected out of the folder")]
+    #[error("a listing was redirected out of the folder, to {url}")]
     Left {
-        /// Which one.
+        /// Where to.
+        url: RedactedUrl,
+    },
+    /// The folder was redirected to another origin, where the caller's credentials may not go.
+    #[error("the folder is now at {url}, another origin; ask for that one, with credentials of its own")]
+    Moved {
+        /// Where to.
         url: RedactedUrl,
     },
     /// More than may be.
@@ -153,17 +160,23 @@ pub async fn list(source: &Source, request: ListRequest, seed: u64) -> Result<Li
     let mut waiting = VecDeque::from([(PathBuf::new(), root, 0usize)]);
     let mut seen = HashSet::new();
     while let Some((path, url, depth)) = waiting.pop_front() {
-        let (found_at, children) = read_page(source, &request, url, seed).await?;
+        let (found_at, page, used_credentials) = read_page(source, &request, url, seed).await?;
+        if listing.root.is_none() && used_credentials && found_at.origin() != request.url.origin() {
+            return Err(ListingError::Moved { url: RedactedUrl::of(&found_at) });
+        }
         let root = listing.root.get_or_insert_with(|| found_at.clone());
         if !is_below(root, &found_at) {
             return Err(ListingError::Left { url: RedactedUrl::of(&found_at) });
         }
-        for child in children {
+        let mut empty = true;
+        for mut child in children_of(&found_at, &page) {
+            empty = false;
             let path = path.join(safe_name(&child.name, &found_at)?);
             // A page may name a child twice: once by its icon, once by its name.
             if request.exclude.matches(&path) || !seen.insert((path.clone(), child.is_folder)) {
                 continue;
             }
+            child.url = with_userinfo(child.url, &request.url, root);
             if !child.is_folder {
                 if !request.include.is_empty() && !request.include.matches(&path) {
                     continue;
@@ -173,7 +186,7 @@ pub async fn list(source: &Source, request: ListRequest, seed: u64) -> Result<Li
                 }
                 listing.files.push(ListedFile { path, url: child.url });
             } else if depth < request.depth_max {
-                waiting.push_back((path, with_userinfo(child.url, &request.url, root), depth + 1));
+                waiting.push_back((path, child.url, depth + 1));
             } else if listing.beyond_depth.len() < BEYOND_MAX {
                 listing.beyond_depth.push(path);
             }
@@ -181,12 +194,16 @@ pub async fn list(source: &Source, request: ListRequest, seed: u64) -> Result<Li
                 return Err(ListingError::TooMany { url: asked, what: "entries", limit: FOLDERS_MAX });
             }
         }
+        if empty && !html::looks_like_a_listing(&page) {
+            let what = "it has no links to anything below it";
+            return Err(ListingError::NotAListing { url: RedactedUrl::of(&found_at), what });
+        }
     }
     tracing::debug!(url = %asked, files = listing.files.len(), beyond_depth = listing.beyond_depth.len(), "folder listed");
     Ok(listing)
 }
 
-/// A child of the folder the caller named may be asked with the caller's user information; one of a folder that a redirect led to may not.
+/// The caller's user information goes to children of the origin the caller named, and to no other's.
 fn with_userinfo(mut child: Url, asked: &Url, root: &Url) -> Url {
     if asked.origin() == root.origin() {
         // Both fail only for URLs that cannot have credentials.
@@ -196,14 +213,21 @@ fn with_userinfo(mut child: Url, asked: &Url, root: &Url) -> Url {
     child
 }
 
-async fn read_page(source: &Source, request: &ListRequest, url: Url, seed: u64) -> Result<(Url, Vec<Child>), ListingError> {
+/// A page, where it was found, and whether the caller's credentials were shown for it.
+async fn read_page(
+    source: &Source,
+    request: &ListRequest,
+    url: Url,
+    seed: u64,
+) -> Result<(Url, String, bool), ListingError> {
     let shown = RedactedUrl::of(&url);
     let mut page = OriginRequest { headers: request.headers.clone(), ..OriginRequest::new(url, request.guard.clone()) };
     page.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let failed = |source| ListingError::Source { url: shown.clone(), source };
     let response = source.get_with_retry(page, &source.config().retry, seed).await.map_err(failed)?;
     let not = |what| ListingError::NotAListing { url: shown.clone(), what };
-    let kind = response.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
+    let kind =
+        response.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
     if !kind.starts_with("text/html") && !kind.starts_with("application/xhtml+xml") {
         return Err(not("it is no HTML"));
     }
@@ -215,18 +239,14 @@ async fn read_page(source: &Source, request: &ListRequest, url: Url, seed: u64) 
     if !base.path().ends_with('/') {
         return Err(not("it was redirected to something that is no folder"));
     }
-    let page = response.body.collect(PAGE_BYTES_MAX).await.map_err(failed)?.map_err(|_| not("it is larger than 16 MiB"))?;
-    let page = String::from_utf8_lossy(&page);
-    let children = children_of(&base, &page);
-    if children.is_empty() && !html::looks_like_a_listing(&page) {
-        return Err(not("it has no links to anything below it"));
-    }
-    Ok((base, children))
+    let page =
+        response.body.collect(PAGE_BYTES_MAX).await.map_err(failed)?.map_err(|_| not("it is larger than 16 MiB"))?;
+    Ok((base, String::from_utf8_lossy(&page).into_owned(), response.used_credentials))
 }
 
 /// The links of a page that lead to a child of its folder, in order.
-fn children_of(base: &Url, page: &str) -> Vec<Child> {
-    html::links(page).filter_map(|href| child_of(base, &href)).collect()
+fn children_of<'a>(base: &'a Url, page: &'a str) -> impl Iterator<Item = Child> + 'a {
+    html::links(page).filter_map(|href| child_of(base, &href))
 }
 
 /// Only what lies directly below counts: sort links (`?C=N;O=D`), the parent, other hosts and deeper links do not.
@@ -265,7 +285,10 @@ fn safe_name<'n>(name: &'n [u8], url: &Url) -> Result<&'n Path, ListingError> {
         // Control characters have no place in a file's name, and play tricks on terminals.
         || name.iter().any(|b| matches!(b, b'/' | 0..=31 | 127));
     if unsafe_name {
-        return Err(ListingError::UnsafeName { url: RedactedUrl::of(url), name: String::from_utf8_lossy(name).into_owned() });
+        return Err(ListingError::UnsafeName {
+            url: RedactedUrl::of(url),
+            name: String::from_utf8_lossy(name).into_owned(),
+        });
     }
     Ok(Path::new(OsStr::from_bytes(name)))
 }
@@ -276,7 +299,34 @@ impl ListRequest {
     /// The whole of a folder, as deep and as large as dfget takes it unless told otherwise.
     #[must_use]
     pub fn new(url: Url, guard: Guard) -> Self {
-        Self { url, headers: HeaderMap::new(), guard, include: Globs::default(), exclude: Globs::default(), depth_max: 5, files_max: 1_000 }
+        Self {
+            url,
+            headers: HeaderMap::new(),
+            guard,
+            include: Globs::default(),
+            exclude: Globs::default(),
+            depth_max: 5,
+            files_max: 1_000,
+        }
+    }
+}
+
+impl fmt::Debug for ListRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, headers: _, guard: _, include, exclude, depth_max, files_max } = self;
+        f.debug_struct("ListRequest")
+            .field("url", &redact_url(url))
+            .field("include", include)
+            .field("exclude", exclude)
+            .field("depth_max", depth_max)
+            .field("files_max", files_max)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ListedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListedFile").field("path", &self.path).field("url", &redact_url(&self.url)).finish()
     }
 }
 
@@ -298,7 +348,11 @@ impl Globs {
                 None if text.contains('/') => (text, &mut paths),
                 None => (text, &mut names),
             };
-            let glob = GlobBuilder::new(bare.trim_end_matches('/')).literal_separator(true).backslash_escape(true).build().map_err(bad)?;
+            let glob = GlobBuilder::new(bare.trim_end_matches('/'))
+                .literal_separator(true)
+                .backslash_escape(true)
+                .build()
+                .map_err(bad)?;
             set.add(glob);
             all.push_str(text);
             all.push(' ');
@@ -329,7 +383,7 @@ impl ListingError {
         match self {
             Self::Source { source, .. } => source.kind(),
             Self::NotAListing { .. } | Self::TooMany { .. } | Self::Glob { .. } => proto::Kind::Invalid,
-            Self::UnsafeName { .. } | Self::Left { .. } => proto::Kind::Forbidden,
+            Self::UnsafeName { .. } | Self::Left { .. } | Self::Moved { .. } => proto::Kind::Forbidden,
         }
     }
 }
@@ -361,9 +415,31 @@ mod tests {
         assert_eq!(name_of("%E4%BD%A0%20%25.txt"), file("你 %.txt"));
         assert_eq!(name_of("...x"), file("...x"));
         for outside in [
-            "", "#a", "?C=N;O=D", "?C=M&O=A", "../", "..", ".", "./", "/", "/pub/", "/pub/x", "/pub/a%20b/", "http://h/pub/a%20b/x",
-            "https://h:81/pub/a%20b/x", "//evil/pub/a%20b/x", "mailto:x@y", "javascript:x()", "%2e%2e/", "%2E%2E/%2e%2e/etc/passwd", "a/b",
-            "../../x", "/pub/a%20bc", "http://h:81/pub/a%20b/../x", "..\\x", "data:,x",
+            "",
+            "#a",
+            "?C=N;O=D",
+            "?C=M&O=A",
+            "../",
+            "..",
+            ".",
+            "./",
+            "/",
+            "/pub/",
+            "/pub/x",
+            "/pub/a%20b/",
+            "http://h/pub/a%20b/x",
+            "https://h:81/pub/a%20b/x",
+            "//evil/pub/a%20b/x",
+            "mailto:x@y",
+            "javascript:x()",
+            "%2e%2e/",
+            "%2E%2E/%2e%2e/etc/passwd",
+            "a/b",
+            "../../x",
+            "/pub/a%20bc",
+            "http://h:81/pub/a%20b/../x",
+            "..\\x",
+            "data:,x",
         ] {
             assert_eq!(name_of(outside), None, "{outside}");
         }
@@ -375,7 +451,11 @@ mod tests {
             let child = child_of(&base(), bad).unwrap_or_else(|| panic!("{bad} is a link to a child"));
             assert!(matches!(safe_name(&child.name, &base()), Err(ListingError::UnsafeName { .. })), "{bad}");
         }
-        assert!(safe_name(b"..", &base()).is_err() && safe_name(b"", &base()).is_err() && safe_name(&[b'a'; 256], &base()).is_err());
+        assert!(
+            safe_name(b"..", &base()).is_err()
+                && safe_name(b"", &base()).is_err()
+                && safe_name(&[b'a'; 256], &base()).is_err()
+        );
         assert_eq!(safe_name(b"\xe9t\xe9", &base()).unwrap().as_os_str().as_bytes(), b"\xe9t\xe9");
     }
 
@@ -383,7 +463,9 @@ mod tests {
     fn patterns() {
         let globs = Globs::new(["*.rpm", "docs/**/*.html", "/top.txt"]).unwrap();
         let fits = |path: &str| globs.matches(Path::new(path));
-        assert!(fits("a.rpm") && fits("x/y/a.rpm") && fits("docs/a.html") && fits("docs/x/y/a.html") && fits("top.txt"));
+        assert!(
+            fits("a.rpm") && fits("x/y/a.rpm") && fits("docs/a.html") && fits("docs/x/y/a.html") && fits("top.txt")
+        );
         assert!(!fits("a.html") && !fits("x/docs/a.html") && !fits("x/top.txt") && !fits("a.rpm.sig"));
         assert!(matches!(Globs::new(["a[", "b"]), Err(ListingError::Glob { pattern, .. }) if pattern == "a["));
         assert!(Globs::default().is_empty());

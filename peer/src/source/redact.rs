@@ -10,8 +10,24 @@ pub struct RedactedUrl(Box<str>);
 
 /// A query parameter whose name contains one of these (without regard to case) holds a secret or a part of one.
 const SECRET_NAMES: [&str; 18] = [
-    "sig", "token", "secret", "passw", "pwd", "key", "auth", "cred", "session", "policy", "jwt", "ticket", "nonce", "assertion",
-    "code", "sas", "hmac", "access",
+    "sig",
+    "token",
+    "secret",
+    "passw",
+    "pwd",
+    "key",
+    "auth",
+    "cred",
+    "session",
+    "policy",
+    "jwt",
+    "ticket",
+    "nonce",
+    "assertion",
+    "code",
+    "sas",
+    "hmac",
+    "access",
 ];
 /// A value this long is more likely a secret than something a reader of a log needs.
 const VALUE_LEN_MAX: usize = 40;
@@ -19,9 +35,22 @@ const HIDDEN: &str = "***";
 
 /// Query parameters that stand for the right to read a URL (pre-signed URLs of the object stores and their like).
 const SIGNATURE_NAMES: [&str; 16] = [
-    "x-amz-signature", "x-amz-security-token", "x-amz-credential", "x-goog-signature", "x-goog-credential", "signature", "sig",
-    "securitytoken", "x-obs-security-token", "q-signature", "x-cos-security-token", "x-oss-signature", "x-oss-security-token",
-    "access_token", "token", "private_token",
+    "x-amz-signature",
+    "x-amz-security-token",
+    "x-amz-credential",
+    "x-goog-signature",
+    "x-goog-credential",
+    "signature",
+    "sig",
+    "securitytoken",
+    "x-obs-security-token",
+    "q-signature",
+    "x-cos-security-token",
+    "x-oss-signature",
+    "x-oss-security-token",
+    "access_token",
+    "token",
+    "private_token",
 ];
 
 /// The URL for people to read: no user information, no fragment, and stars for the values of query parameters that may be secret.
@@ -58,7 +87,8 @@ fn redact_pair(pair: &str) -> String {
 /// Whether a URL itself carries the right to read it, by a signature or a token in its query.
 #[must_use]
 pub fn is_signed_url(url: &Url) -> bool {
-    url.query_pairs().any(|(name, value)| !value.is_empty() && SIGNATURE_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
+    url.query_pairs()
+        .any(|(name, value)| !value.is_empty() && SIGNATURE_NAMES.iter().any(|known| name.eq_ignore_ascii_case(known)))
 }
 
 // === impl RedactedUrl ===
@@ -99,7 +129,10 @@ mod tests {
             redacted("https://h/f?X-Amz-Signature=abc&X-Amz-Credential=AK&partNumber=3&Expires=12"),
             "https://h/f?X-Amz-Signature=***&X-Amz-Credential=***&partNumber=3&Expires=12"
         );
-        assert_eq!(redacted("https://h/f?access_token=t&PASSWORD=x&apiKey=k&v"), "https://h/f?access_token=***&PASSWORD=***&apiKey=***&v");
+        assert_eq!(
+            redacted("https://h/f?access_token=t&PASSWORD=x&apiKey=k&v"),
+            "https://h/f?access_token=***&PASSWORD=***&apiKey=***&v"
+        );
         assert_eq!(redacted("https://h/f?t%6fken=abc"), "https://h/f?t%6fken=***");
         assert_eq!(redacted(&format!("https://h/f?z={}", "a".repeat(41))), "https://h/f?z=***");
         assert_eq!(redacted(&format!("https://h/f?{}", "a".repeat(41))), "https://h/f?***");
@@ -107,7 +140,12 @@ mod tests {
 
     #[test]
     fn signed_urls_are_known() {
-        for signed in ["https://h/f?X-Amz-Signature=a", "https://h/f?a=1&Signature=b", "https://h/f?sv=1&sig=x", "https://h/f?token=x"] {
+        for signed in [
+            "https://h/f?X-Amz-Signature=a",
+            "https://h/f?a=1&Signature=b",
+            "https://h/f?sv=1&sig=x",
+            "https://h/f?token=x",
+        ] {
             assert!(is_signed_url(&signed.parse().unwrap()), "{signed}");
         }
         for plain in ["https://h/f", "https://h/f?version=2", "https://h/f?Signature=", "https://h/Signature=a"] {

@@ -129,7 +129,10 @@ mod tests {
     use super::*;
 
     fn throttled(seconds: Option<u64>) -> SourceError {
-        SourceError::Throttled { retry_after: seconds.map(Duration::from_secs), answer: OriginAnswer::bare(StatusCode::TOO_MANY_REQUESTS) }
+        SourceError::Throttled {
+            retry_after: seconds.map(Duration::from_secs),
+            answer: OriginAnswer::bare(StatusCode::TOO_MANY_REQUESTS),
+        }
     }
 
     fn server(status: u16) -> SourceError {
@@ -142,7 +145,11 @@ mod tests {
         let policy = RetryPolicy::default();
         let again = |error: &SourceError| matches!(policy.decide(1, error, 7), Decision::Retry { .. });
         assert!(again(&throttled(None)) && again(&server(500)) && again(&server(502)) && again(&server(503)));
-        assert!(again(&SourceError::Timeout { host: "h".into(), waiting: Waiting::Headers, after: Duration::from_secs(1) }));
+        assert!(again(&SourceError::Timeout {
+            host: "h".into(),
+            waiting: Waiting::Headers,
+            after: Duration::from_secs(1)
+        }));
         assert!(again(&SourceError::BodyCutShort { host: "h".into(), expected: Some(2), got: 1 }));
         assert!(!again(&server(501)));
         for status in [401, 403, 404, 410, 416, 405] {

@@ -10,12 +10,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::connect::Destination;
 use super::{SourceError, Waiting};
 
+/// Name and port.
+type HostKey = (Box<str>, u16);
+
 /// The limits, and who is counted.
 pub(super) struct Slots {
     all: Arc<Semaphore>,
     per_host_max: usize,
     timeout: Duration,
-    hosts: Mutex<HashMap<(Box<str>, u16), Arc<Semaphore>>>,
+    hosts: Mutex<HashMap<HostKey, Arc<Semaphore>>>,
 }
 
 /// The right to one request, until it is dropped.

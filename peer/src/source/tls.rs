@@ -59,19 +59,22 @@ impl TlsConfigs {
                 roots.add(certificate.clone()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             }
             if roots.is_empty() {
-                let what = "no trusted root certificates on this system (package ca-certificates), and no `ca` for this host";
+                let what =
+                    "no trusted root certificates on this system (package ca-certificates), and no `ca` for this host";
                 return Err(io::Error::new(io::ErrorKind::NotFound, rustls::Error::General(what.to_owned())));
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         };
-        config.alpn_protocols = if self.http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
+        config.alpn_protocols =
+            if self.http2 { vec![b"h2".to_vec(), b"http/1.1".to_vec()] } else { vec![b"http/1.1".to_vec()] };
         Ok(config)
     }
 
     async fn system_roots(&self) -> io::Result<&Arc<RootCertStore>> {
         let load = || async {
             // Reads some 150 files or one large one.
-            let found = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await.map_err(io::Error::other)?;
+            let found =
+                tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await.map_err(io::Error::other)?;
             for error in &found.errors {
                 tracing::warn!(%error, "cannot read some of the system's root certificates");
             }

@@ -33,10 +33,15 @@ pub(super) async fn open(tcp: &mut TcpStream, to: &Destination, proxy: &Url) -> 
         answer.push(tcp.read_u8().await.map_err(broken)?);
     }
     let line = answer.split(|b| *b == b'\r').next().unwrap_or_default();
-    let status = std::str::from_utf8(line).ok().filter(|line| line.starts_with("HTTP/1.")).and_then(|line| line.split(' ').nth(1));
+    let status = std::str::from_utf8(line)
+        .ok()
+        .filter(|line| line.starts_with("HTTP/1."))
+        .and_then(|line| line.split(' ').nth(1));
     match status {
         Some(status) if status.len() == 3 && status.starts_with('2') => Ok(()),
-        Some(status) if status.len() == 3 && status.bytes().all(|b| b.is_ascii_digit()) => Err(format!("it answered {status}").into()),
+        Some(status) if status.len() == 3 && status.bytes().all(|b| b.is_ascii_digit()) => {
+            Err(format!("it answered {status}").into())
+        }
         _ => Err("its answer is no HTTP".into()),
     }
 }

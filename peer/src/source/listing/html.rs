@@ -6,10 +6,14 @@ use std::borrow::Cow;
 const TITLES: [&str; 2] = ["index of", "directory listing"];
 /// How far from its start a page has its title.
 const HEAD_LEN_MAX: usize = 4 * 1024;
+/// A file's name of 255 bytes, each as `%xx` or a character reference, with room for a host and a path before it.
+const HREF_LEN_MAX: usize = 8 * 1024;
+/// The longest character reference that is resolved: `&#x10FFFF;`.
+const REFERENCE_LEN_MAX: usize = 10;
 
 /// The value of `href` of every `<a>`, character references resolved, in order.
 pub(super) fn links(page: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    Tags { rest: page }.filter_map(|tag| href(tag)).map(|value| unescape(value.trim()))
+    Tags { rest: page }.filter_map(href).map(str::trim).filter(|value| value.len() <= HREF_LEN_MAX).map(unescape)
 }
 
 /// Whether a page calls itself the index of a folder; an empty folder's has no link to go by.
@@ -71,7 +75,8 @@ fn tag_end(text: &str) -> Option<usize> {
 }
 
 fn is_named(tag: &str, name: &str) -> bool {
-    let rest = tag.get(..name.len()).filter(|start| start.eq_ignore_ascii_case(name)).and(tag.get(name.len()..));
+    let rest =
+        tag.get(..name.len()).filter(|start| start.eq_ignore_ascii_case(name)).and_then(|_| tag.get(name.len()..));
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(|c: char| c.is_ascii_whitespace() || c == '/'))
 }
 
@@ -117,7 +122,8 @@ fn unescape(text: &str) -> Cow<'_, str> {
     while let Some(at) = rest.find('&') {
         plain.push_str(&rest[..at]);
         rest = &rest[at..];
-        match rest.find(';').and_then(|end| Some((resolve(&rest[1..end])?, end))) {
+        let end = rest.bytes().take(REFERENCE_LEN_MAX).position(|b| b == b';');
+        match end.and_then(|end| Some((resolve(&rest[1..end])?, end))) {
             Some((c, end)) => {
                 plain.push(c);
                 rest = &rest[end + 1..];
@@ -167,8 +173,16 @@ mod tests {
         assert_eq!(all("<a title=\"a > b\" href = \"x\">"), ["x"]);
         assert_eq!(all("<a href=\"a&amp;b&#39;c&#x20;d&unknown;&\">"), ["a&b'c d&unknown;&"]);
         assert_eq!(all("<!-- <a href=no> --><script>\"<a href=no>\"</SCRIPT><a\nhref=yes\n>"), ["yes"]);
-        assert_eq!(all("<abbr href=no><area href=no><link href=no><a name=no><a data-href=no></a>1 < 2 <a href=yes>"), ["yes"]);
+        assert_eq!(
+            all("<abbr href=no><area href=no><link href=no><a name=no><a data-href=no></a>1 < 2 <a href=yes>"),
+            ["yes"]
+        );
         assert_eq!(all("<a href=\"never closed"), Vec::<String>::new());
+        assert_eq!(all(&format!("<a href={}><a href=x>", "a".repeat(HREF_LEN_MAX + 1))), ["x"]);
+        assert_eq!(
+            all("<a href=&#x10FFFF;&#x110000;&#0000000000000038;>"),
+            ["\u{10ffff}&#x110000;&#0000000000000038;"]
+        );
     }
 
     #[test]
