@@ -116,7 +116,6 @@ struct Inner {
     shared: Arc<Shared>,
     accepted: tokio::sync::Mutex<mpsc::Receiver<Accepted>>,
     quic_listeners: Vec<Endpoint>,
-    tasks: TaskTracker,
     _stop: DropGuard,
 }
 
@@ -128,10 +127,9 @@ struct Shared {
     slots: Arc<slots::Slots>,
     interfaces: addresses::Interfaces,
     quic: Option<dial::QuicDialer>,
-    /// Nothing new.
+    /// Accept loops, and QUIC channels up to the acknowledgement of their last bytes.
+    tasks: TaskTracker,
     cancel: CancellationToken,
-    /// Nothing at all.
-    closed: CancellationToken,
 }
 
 /// A channel somebody else opened.
@@ -227,7 +225,7 @@ impl Transport {
             interfaces,
             quic,
             cancel: CancellationToken::new(),
-            closed: CancellationToken::new(),
+            tasks: TaskTracker::new(),
             config,
         });
         Ok(Self::start(shared, listeners))
@@ -235,7 +233,7 @@ impl Transport {
 
     fn start(shared: Arc<Shared>, listeners: Vec<listen::Listener>) -> Self {
         let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
-        let tasks = TaskTracker::new();
+        let tasks = shared.tasks.clone();
         let mut quic_listeners = Vec::new();
         for listener in listeners {
             if let Some(tcp) = listener.tcp {
@@ -252,7 +250,6 @@ impl Transport {
             shared,
             accepted: tokio::sync::Mutex::new(accepted),
             quic_listeners,
-            tasks,
             _stop: stop,
         }))
     }
@@ -310,13 +307,12 @@ impl Transport {
         });
         let endpoints: Vec<&Endpoint> = self.0.quic_listeners.iter().chain(dialers.iter().flatten()).collect();
         let gone = async {
-            self.0.tasks.wait().await;
+            shared.tasks.wait().await;
             for endpoint in &endpoints {
                 endpoint.wait_idle().await;
             }
         };
         let _ = tokio::time::timeout(grace, gone).await;
-        shared.closed.cancel();
         for endpoint in endpoints {
             endpoint.close(quinn::VarInt::from_u32(0), b"shut down");
         }

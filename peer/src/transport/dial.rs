@@ -207,7 +207,7 @@ impl Target<'_> {
             .await
             .map_err(|_| failed(HandshakeError::Timeout { after }))?
             .map_err(|error| DialError::Connect { address, kind: Kind::Quic, source: std::io::Error::other(error) })?;
-        let (outlet, inlet) = quic::links(stream, address);
+        let (outlet, inlet) = quic::links(stream, connection, &self.shared.tasks);
         self.hello(Outlet::Quic(outlet), Inlet::Quic(inlet), address).await
     }
 

@@ -9,7 +9,6 @@ use quinn::{Connection, Endpoint, Incoming};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::channel::{Channel, Inlet, Outlet, Receiver, Sender};
@@ -162,7 +161,7 @@ async fn welcome(
 
 // === QUIC ===
 
-/// Accepts until cancelled, then stays until the channels are gone.
+/// Accepts until cancelled.
 pub(super) async fn quic_task(endpoint: Endpoint, shared: Arc<Shared>, accepted: mpsc::Sender<Accepted>) {
     let mut connections = JoinSet::new();
     let cancel = shared.cancel.clone();
@@ -187,7 +186,6 @@ pub(super) async fn quic_task(endpoint: Endpoint, shared: Arc<Shared>, accepted:
         }
     }
     endpoint.set_server_config(None);
-    connections.join_all().await;
 }
 
 async fn quic_connection_task(incoming: Incoming, slot: Arc<Slot>, shared: Arc<Shared>, accepted: mpsc::Sender<Accepted>) {
@@ -213,7 +211,7 @@ async fn serve_quic(connection: Connection, slot: Arc<Slot>, shared: &Arc<Shared
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok(stream) => {
-                    let (outlet, inlet) = quic::links(stream, peer);
+                    let (outlet, inlet) = quic::links(stream, &connection, &shared.tasks);
                     let (slot, shared, accepted) = (Arc::clone(&slot), Arc::clone(shared), accepted.clone());
                     handshakes.start(async move {
                         let result = welcome(Outlet::Quic(outlet), Inlet::Quic(inlet), slot, &shared, &accepted).await;
@@ -236,28 +234,8 @@ async fn serve_quic(connection: Connection, slot: Arc<Slot>, shared: &Arc<Shared
                 was_unused = unused();
                 patience = QUIC_IDLE_LOOK;
             }
-            () = shared.cancel.cancelled() => break,
+            // The channels have their own handles.
+            () = shared.cancel.cancelled() => return,
         }
-    }
-    drop(handshakes);
-    drain(&connection, unused, &shared.closed).await;
-}
-
-/// Keeps a connection until its channels are gone: with its last handle, what was sent and not yet acknowledged
-/// would be lost.
-async fn drain(connection: &Connection, unused: impl Fn() -> bool, closed: &CancellationToken) {
-    const LOOK: Duration = Duration::from_millis(20);
-    loop {
-        tokio::select! {
-            _ = connection.closed() => return,
-            () = closed.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => if unused() { break },
-        }
-    }
-    // The last frames are on their way; the other side closes when it has read the end of the streams.
-    tokio::select! {
-        _ = connection.closed() => {}
-        () = closed.cancelled() => {}
-        () = tokio::time::sleep(LOOK * 10) => {}
     }
 }

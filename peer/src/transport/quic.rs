@@ -13,6 +13,8 @@ use quinn::{Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfi
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::channel::{Content, RecvLink, SendLink};
 use super::error::{BindError, SendError};
@@ -40,7 +42,13 @@ const BROKEN_OFF: VarInt = VarInt::from_u32(1);
 #[derive(Debug)]
 pub(super) struct Outlet {
     stream: SendStream,
-    peer: SocketAddr,
+    /// Kept until what was sent is acknowledged: with the last handle of a connection, the rest would be lost.
+    connection: Connection,
+    tasks: TaskTracker,
+    /// Holds up the endpoint's shutdown.
+    _token: TaskTrackerToken,
+    /// Nothing is to be waited for: it has arrived, or is void.
+    done: bool,
 }
 
 #[derive(Debug)]
@@ -58,8 +66,14 @@ pub(super) struct ReadAhead {
 }
 
 /// The two ends of a stream.
-pub(super) fn links(stream: (SendStream, RecvStream), peer: SocketAddr) -> (Outlet, Inlet) {
-    (Outlet { stream: stream.0, peer }, Inlet(stream.1))
+pub(super) fn links(
+    (stream, recv): (SendStream, RecvStream),
+    connection: &Connection,
+    tasks: &TaskTracker,
+) -> (Outlet, Inlet) {
+    let (connection, tasks) = (connection.clone(), tasks.clone());
+    let outlet = Outlet { stream, connection, _token: tasks.token(), tasks, done: false };
+    (outlet, Inlet(recv))
 }
 
 /// An endpoint that listens.
@@ -139,8 +153,8 @@ pub(super) fn is_alive(connection: &Connection) -> bool {
 // === impl Outlet ===
 
 impl Outlet {
-    pub(super) const fn peer_addr(&self) -> SocketAddr {
-        self.peer
+    pub(super) fn peer_addr(&self) -> SocketAddr {
+        self.connection.remote_address()
     }
 
     async fn write_chunk(&mut self, chunk: Bytes) -> Result<usize, SendError> {
@@ -171,6 +185,7 @@ impl SendLink for Outlet {
 
     async fn finish(&mut self) -> Result<(), SendError> {
         self.stream.finish().map_err(|_| SendError::Closed)?;
+        self.done = true;
         match self.stream.stopped().await {
             Ok(None) => Ok(()),
             Ok(Some(_)) | Err(_) => Err(SendError::Closed),
@@ -180,6 +195,24 @@ impl SendLink for Outlet {
     fn abort(&mut self) {
         // Fails only when the stream has ended already.
         let _ = self.stream.reset(BROKEN_OFF);
+        self.done = true;
+    }
+}
+
+impl Drop for Outlet {
+    fn drop(&mut self) {
+        // Fails only when the stream has ended already, or the connection is gone.
+        let finished = !self.done && self.stream.finish().is_ok();
+        // Outside a runtime there is nobody left who could send the rest.
+        if finished && let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (arrived, connection) = (self.stream.stopped(), self.connection.clone());
+            // Ends with the connection at the latest, which dies of silence.
+            let linger = async move {
+                let _ = arrived.await;
+                drop(connection);
+            };
+            runtime.spawn(self.tasks.track_future(linger));
+        }
     }
 }
 
