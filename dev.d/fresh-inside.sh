@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The part of ./dev fresh that runs in namespaces of its own: mounts, changes root, runs the two commands.
+# Arguments: root folder, RUSTUP_HOME, CARGO_HOME, Skimmer's cache, all as this machine names them.
+set -euo pipefail
+root=$1 rustup=$2 cargo=$3 cache=$4
+
+bind() { # bind FROM TO [OPTIONS]
+    mkdir -p "$root$2"
+    mount --bind "$1" "$root$2"
+    [ -z "${3:-}" ] || mount -o "remount,bind,$3" "$root$2"
+}
+
+# A mount of its own, because container runtimes call pivot_root and that wants / to be one.
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=755 tmpfs "$root/run"
+bind "$rustup" /opt/rust/rustup ro
+bind "$cargo/bin" /opt/rust/cargo/bin ro
+mkdir -p "$cargo/registry"
+bind "$cargo/registry" /opt/rust/cargo/registry
+mkdir -p "$cache/rocksdb"
+bind "$cache/rocksdb" /root/.cache/skimmer/rocksdb
+
+mkdir -p "$root/mnt/before"
+cd "$root"
+pivot_root . mnt/before
+cd /
+umount -l /mnt/before
+
+# Nothing of the caller's environment but the way to the network.
+keep=()
+for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+    [ -z "${!name:-}" ] || keep+=("$name=${!name}")
+done
+[ ! -f /etc/ssl/host-certificates.crt ] || keep+=(SSL_CERT_FILE=/etc/ssl/host-certificates.crt CARGO_HTTP_CAINFO=/etc/ssl/host-certificates.crt)
+exec env -i "${keep[@]}" HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" CARGO_HOME=/opt/rust/cargo RUSTUP_HOME=/opt/rust/rustup \
+    PATH=/opt/rust/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euo pipefail -c '
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update && apt-get install -y --no-install-recommends git gcc; } >/root/apt.log 2>&1 </dev/null || {
+        tail -n 20 /root/apt.log >&2
+        exit 1
+    }
+    cd /root/skimmer
+    ./dev demo --json
+    ./dev test --json
+'

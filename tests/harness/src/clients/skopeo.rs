@@ -1,0 +1,102 @@
+//! skopeo copy into a folder.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use proto::{Algorithm, Digest};
+
+use super::Pulled;
+use crate::{Host, ProcBuilder, Run, exec::Finished};
+
+/// skopeo with a folder of its own; it needs neither root nor a daemon.
+#[derive(Debug)]
+pub struct Skopeo {
+    host: Host,
+    folder: PathBuf,
+    plain: bool,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Skopeo {
+    /// Sets up its folder; `plain` lets it speak HTTP and take any certificate.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(host: &Host, run: &Run, plain: bool) -> Result<Self> {
+        Ok(Self { host: host.clone(), folder: run.data_dir("skopeo")?, plain, args: Vec::new(), env: Vec::new() })
+    }
+
+    /// Adds arguments of `skopeo copy`: `--src-creds`, `--src-cert-dir`.
+    #[must_use]
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The folder the image is copied to.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A copy to be started by the caller.
+    #[must_use]
+    pub fn pulling(&self, reference: &str) -> ProcBuilder {
+        let mut skopeo = self.host.program("skopeo").args(["--insecure-policy", "copy"]);
+        skopeo = skopeo.env("REGISTRY_AUTH_FILE", self.folder.with_extension("auth"));
+        if self.plain {
+            skopeo = skopeo.arg("--src-tls-verify=false");
+        }
+        for (name, value) in &self.env {
+            skopeo = skopeo.env(name, value);
+        }
+        skopeo.args(&self.args).args([format!("docker://{reference}"), format!("dir:{}", self.folder.display())])
+    }
+
+    /// As [`Skopeo::pulling`], to its end, whatever comes of it.
+    ///
+    /// # Errors
+    /// When it is not done by the deadline.
+    pub fn try_pull(&self, reference: &str, deadline: Duration) -> Result<Finished> {
+        self.pulling(reference).output(deadline)
+    }
+
+    /// Copies, and says what is in the folder afterwards.
+    ///
+    /// # Errors
+    /// When the copy fails.
+    pub fn pull(&self, reference: &str, deadline: Duration) -> Result<Pulled> {
+        self.pulling(reference).run(deadline)?;
+        self.read_back()
+    }
+
+    /// What is in the folder; every file is hashed.
+    ///
+    /// # Errors
+    /// When a file is missing or not what its name says.
+    pub fn read_back(&self) -> Result<Pulled> {
+        let manifest: serde_json::Value = serde_json::from_slice(&fs::read(self.folder.join("manifest.json"))?)?;
+        let checked = |entry: &serde_json::Value| -> Result<Digest> {
+            let digest: Digest = entry["digest"].as_str().unwrap_or_default().parse()?;
+            let bytes = fs::read(self.folder.join(digest.hex())).with_context(|| format!("no file for {digest}"))?;
+            let found = Digest::of(Algorithm::Sha256, &bytes);
+            ensure!(found == digest, "skopeo wrote {found} as {digest}");
+            Ok(digest)
+        };
+        let layers = manifest["layers"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let layers = layers.iter().map(checked).collect::<Result<Vec<_>>>()?;
+        Ok(Pulled { config: checked(&manifest["config"])?, layers, diff_ids: Vec::new() })
+    }
+}
