@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use peer::node::{HostConfig, NodeConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
-use peer::source::{Guard, SourceConfig};
+use peer::source::{Guard, HostOptions, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
 use service::config::{Config, Problems, Validate, duration};
@@ -145,6 +145,16 @@ impl DfdaemonConfig {
     /// The node's part.
     #[must_use]
     pub fn node(&self, supernodes: Option<watch::Receiver<Vec<SupernodeEntry>>>) -> NodeConfig {
+        let mut source = self.source.clone();
+        for upstream in &self.mirror.upstreams {
+            // What was said of a registry for the mirror holds when its blobs are read by the engine, too.
+            source.hosts.entry(upstream.host.clone()).or_insert_with(|| HostOptions {
+                ca: upstream.ca.clone(),
+                insecure: upstream.insecure,
+                plain_http: upstream.plain_http,
+                ..HostOptions::default()
+            });
+        }
         NodeConfig {
             host: self.host.clone(),
             peer: self.peer.clone(),
@@ -152,7 +162,7 @@ impl DfdaemonConfig {
             rates: self.rates,
             orphan: self.orphan,
             tasks: self.tasks,
-            source: self.source.clone(),
+            source,
             guard: self.guard.clone(),
             seed: false,
             supernodes,

@@ -54,6 +54,8 @@ pub struct ClusterBuilder<'a> {
     supernodes: Vec<DaemonSpec>,
     daemons: Vec<DaemonSpec>,
     upstreams: Vec<String>,
+    hosts: Vec<String>,
+    intercept: Vec<String>,
 }
 
 /// A node of ours: its process, and where it answers.
@@ -129,6 +131,16 @@ impl ClusterBuilder<'_> {
         let name = registry.name();
         self.upstreams
             .push(format!("\n[[mirror.upstreams]]\nhost = \"{name}\"\nplain_http = {}\n{ca}", registry.is_plain()));
+        if !ca.is_empty() {
+            self.hosts.push(format!("\n[source.hosts.\"{name}\"]\n{ca}"));
+        }
+        self
+    }
+
+    /// Lets the daemons read HTTPS of this host with certificates of their own.
+    #[must_use]
+    pub fn intercept(mut self, host: &str) -> Self {
+        self.intercept.push(format!("\"{host}\""));
         self
     }
 
@@ -147,31 +159,40 @@ impl ClusterBuilder<'_> {
                 Ok((host.clone(), Ports::choose(&host, false)?))
             })
             .collect::<Result<_>>()?;
-        let supernode_list: Vec<String> =
-            supernodes.iter().map(|(_, ports)| format!("\"http://{}\"", ports.main)).collect();
+        let supernode_list: Vec<String> = supernodes
+            .iter()
+            .enumerate()
+            .map(|(number, (_, ports))| format!("{{ id = \"supernode-{number}\", endpoint = \"http://{}\" }}", ports.main))
+            .collect();
         let supernode_list = supernode_list.join(", ");
         let config_service = self.config_service.as_ref().map(|name| -> Result<Daemon> {
             let host = self.net.host(name);
             let ports = Ports::choose(&host, false)?;
-            let values = [("listen", ports.main.to_string()), ("supernodes", supernode_list.clone())];
+            // Supernodes register themselves.
+            let values = [("listen", ports.main.to_string())];
             let daemon = Daemon::start(&host, run, "config-service", ports, &values, "")?;
             daemon.ready(ports.main)
         });
         let config_service = config_service.transpose()?;
+        let config_url =
+            config_service.as_ref().map(|daemon| format!("\"http://{}\"", daemon.ports.main)).unwrap_or_default();
+        // Without root, origins are on loopback, which nodes refuse by themselves.
+        let allow_networks = if self.net.is_real() { "" } else { "\"127.0.0.0/8\"" }.to_owned();
+        let named = if config_service.is_some() { String::new() } else { supernode_list };
         let started = self.supernodes.iter().zip(&supernodes).map(|(spec, (host, ports))| -> Result<Daemon> {
             let values = [
                 ("grpc", ports.main.to_string()),
                 ("http", ports.http.to_string()),
                 ("peer", ports.peer.to_string()),
+                ("config_services", config_url.clone()),
+                ("supernodes", named.clone()),
                 ("capacity", spec.capacity.clone().unwrap_or_else(|| CAPACITY.into())),
-                // Without root, origins are on loopback, which supernodes refuse by themselves.
-                ("allow_networks", if self.net.is_real() { "" } else { "\"127.0.0.0/8\"" }.to_owned()),
+                ("allow_networks", allow_networks.clone()),
+                ("hosts", self.hosts.concat()),
             ];
             Daemon::start(host, run, "supernode", *ports, &values, &spec.extra)?.ready(ports.main)
         });
         let supernodes: Vec<Daemon> = started.collect::<Result<_>>()?;
-        let config_url =
-            config_service.as_ref().map(|daemon| format!("http://{}", daemon.ports.main)).unwrap_or_default();
         let started = self.daemons.iter().map(|spec| -> Result<Daemon> {
             let host = self.net.host(&spec.host);
             let ports = Ports::choose(&host, true)?;
@@ -179,10 +200,12 @@ impl ClusterBuilder<'_> {
                 ("proxy", ports.main.to_string()),
                 ("http", ports.http.to_string()),
                 ("peer", ports.peer.to_string()),
-                ("config_service", config_url.clone()),
-                ("supernodes", supernode_list.clone()),
+                ("config_services", config_url.clone()),
+                ("supernodes", named.clone()),
                 ("capacity", spec.capacity.clone().unwrap_or_else(|| CAPACITY.into())),
                 ("upstreams", self.upstreams.concat()),
+                ("intercept", self.intercept.join(", ")),
+                ("allow_networks", allow_networks.clone()),
             ];
             Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra)?.ready(ports.main)
         });
@@ -202,6 +225,8 @@ impl Cluster {
             supernodes: Vec::new(),
             daemons: Vec::new(),
             upstreams: Vec::new(),
+            hosts: Vec::new(),
+            intercept: Vec::new(),
         }
     }
 
@@ -340,7 +365,7 @@ impl Daemon {
     /// # Errors
     /// When our programs are not built.
     pub fn dfget(&self, url: &str, output: &Path) -> Result<ProcBuilder> {
-        let dfget = self.host().program(bin_dir()?.join("dfget")).arg("--socket").arg(self.socket());
+        let dfget = self.host().program(bin_dir()?.join("dfget")).arg("--endpoint").arg(self.socket());
         Ok(dfget.arg(url).arg("-O").arg(output))
     }
 }
