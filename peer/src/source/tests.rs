@@ -24,13 +24,16 @@ fn source(config: SourceConfig) -> Source {
     Source::new(config).expect("a valid configuration")
 }
 
+/// Waits as long as a busy machine may need, and no longer.
 fn quick() -> SourceConfig {
-    SourceConfig {
-        connect_timeout: Duration::from_secs(5),
-        header_timeout: Duration::from_millis(400),
-        body_timeout: Duration::from_millis(400),
-        ..SourceConfig::default()
-    }
+    let time = Duration::from_secs(10);
+    SourceConfig { connect_timeout: time, header_timeout: time, body_timeout: time, ..SourceConfig::default() }
+}
+
+/// For tests about waiting itself.
+fn impatient() -> SourceConfig {
+    let time = Duration::from_millis(600);
+    SourceConfig { connect_timeout: time, header_timeout: time, body_timeout: time, ..SourceConfig::default() }
 }
 
 fn at(url: impl AsRef<str>) -> OriginRequest {

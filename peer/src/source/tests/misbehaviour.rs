@@ -13,8 +13,16 @@ async fn fails(
     answer: impl Fn(&Seen, usize) -> Vec<Step> + Send + Sync + 'static,
     request: impl Fn(&Origin) -> OriginRequest,
 ) -> SourceError {
+    fails_with(quick(), answer, request).await
+}
+
+async fn fails_with(
+    config: SourceConfig,
+    answer: impl Fn(&Seen, usize) -> Vec<Step> + Send + Sync + 'static,
+    request: impl Fn(&Origin) -> OriginRequest,
+) -> SourceError {
     let origin = Origin::start(answer).await;
-    tokio::time::timeout(PATIENCE, get_all(&source(quick()), request(&origin)))
+    tokio::time::timeout(PATIENCE, get_all(&source(config), request(&origin)))
         .await
         .expect("in time")
         .expect_err("an error")
@@ -153,20 +161,20 @@ async fn a_304_for_another_content_is_not_believed() {
 #[tokio::test]
 async fn silence_ends_in_time() {
     let drip = || vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc".to_vec()), Step::Pause(PATIENCE)];
-    let error = fails(move |_, _| drip(), |o| at(o.url("/"))).await;
+    let error = fails_with(impatient(), move |_, _| drip(), |o| at(o.url("/"))).await;
     assert!(matches!(error, SourceError::Timeout { waiting: Waiting::Body, .. }), "{error:?}");
-    let error = fails(|_, _| vec![Step::Pause(PATIENCE)], |o| at(o.url("/"))).await;
+    let error = fails_with(impatient(), |_, _| vec![Step::Pause(PATIENCE)], |o| at(o.url("/"))).await;
     assert!(matches!(error, SourceError::Timeout { waiting: Waiting::Headers, .. }), "{error:?}");
     assert_eq!(error.kind(), Kind::Unavailable);
 
     // Slow is not silent: each byte is progress.
     let slow = |_: &Seen, _: usize| {
         let mut steps = say("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n");
-        steps.extend((0..8).flat_map(|_| [Step::Pause(Duration::from_millis(100)), Step::Send(b"x".to_vec())]));
+        steps.extend((0..8).flat_map(|_| [Step::Pause(Duration::from_millis(120)), Step::Send(b"x".to_vec())]));
         steps
     };
     let origin = Origin::start(slow).await;
-    assert_eq!(get_all(&source(quick()), at(origin.url("/"))).await.unwrap(), b"xxxxxxxx");
+    assert_eq!(get_all(&source(impatient()), at(origin.url("/"))).await.unwrap(), b"xxxxxxxx");
 }
 
 #[tokio::test]
@@ -187,7 +195,7 @@ async fn connections_that_fail() {
         assert!(matches!(&error, SourceError::Resolve { host: h, .. } if &**h == host), "{error:?}");
     }
     // TLS to somebody who does not speak it.
-    let error = quick_source.get(at(origin.url("/").replace("http:", "https:"))).await.unwrap_err();
+    let error = source(impatient()).get(at(origin.url("/").replace("http:", "https:"))).await.unwrap_err();
     assert!(matches!(error, SourceError::Tls { .. } | SourceError::Timeout { .. }), "{error:?}");
     let junk = fails(|_, _| say("SSH-2.0-OpenSSH_9.2\r\n\r\n"), |o| at(o.url("/"))).await;
     assert!(matches!(junk, SourceError::Protocol { .. }), "{junk:?}");
@@ -356,6 +364,6 @@ async fn throttling_and_failures() {
     let stalling = |_: &Seen, _: usize| {
         vec![Step::Send(b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\nwhy".to_vec()), Step::Pause(PATIENCE)]
     };
-    let error = fails(stalling, |o| at(o.url("/"))).await;
+    let error = fails_with(impatient(), stalling, |o| at(o.url("/"))).await;
     assert!(matches!(&error, SourceError::Forbidden { answer } if answer.body == "why"), "{error:?}");
 }
