@@ -6,11 +6,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use http::{Method, StatusCode};
 use peer::engine::{Engine, Limits};
+use peer::locator::{Locator, LocatorConfig};
+use peer::node::follow;
 use proto::Kind;
+use proto::api::{NearestRequest, SupernodeEntry};
 use serde::{Deserialize, Serialize};
 use service::config::Rate;
 use service::http::{ApiFailure, BodyLimits, HttpMetrics, Listener, Readiness, Routes, Server, json};
 use service::metrics::Metrics;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::engine::EngineDownloads;
@@ -20,6 +25,8 @@ use crate::{proxy, socket};
 
 /// How long the engine may take to end what it does.
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// The last answer of config-service, in the store's folder.
+const NEAREST_FILE: &str = "nearest.json";
 
 /// `GET` and `PUT /api/skimmer/v1/rates`: the host's rates, as in the configuration's `[rates]`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -36,7 +43,8 @@ struct Rates {
 pub async fn run(config: DfdaemonConfig, context: service::Context<DfdaemonConfig>) -> anyhow::Result<()> {
     let shutdown = context.shutdown.clone();
     let metrics = Metrics::new("dfdaemon", env!("CARGO_PKG_VERSION"));
-    let supernodes = supernodes(&config, &shutdown);
+    std::fs::create_dir_all(&config.store.dir).with_context(|| format!("cannot make {}", config.store.dir.display()))?;
+    let supernodes = supernodes(&config, &shutdown)?;
     let engine = config.node(supernodes).start().await.context("cannot start the peer")?;
     metrics.register("peer", |registry| engine.metrics().register(registry));
 
@@ -125,10 +133,28 @@ fn rates(limits: &Limits) -> Rates {
     Rates { download: rate(limits.download.rate()), upload: rate(limits.upload.rate()) }
 }
 
-/// The cluster's supernodes as they become known.
+/// The cluster's supernodes as they become known; `None` for a host that works alone.
 fn supernodes(
     config: &DfdaemonConfig,
-    _shutdown: &tokio_util::sync::CancellationToken,
-) -> Option<tokio::sync::watch::Receiver<Vec<proto::api::SupernodeEntry>>> {
-    (!config.cluster.supernodes.is_empty()).then(|| tokio::sync::watch::channel(config.cluster.supernodes.clone()).1)
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Option<watch::Receiver<Vec<SupernodeEntry>>>> {
+    let cluster = &config.cluster;
+    if cluster.supernodes.is_empty() && cluster.config_services.is_empty() {
+        return Ok(None);
+    }
+    let locator = Locator::new(LocatorConfig {
+        endpoints: cluster.config_services.clone(),
+        cache_file: Some(config.store.dir.join(NEAREST_FILE)),
+        supernodes: cluster.supernodes.clone(),
+        refresh: cluster.refresh,
+        host: NearestRequest {
+            idc: config.host.idc.clone(),
+            location: config.host.location.clone(),
+            hostname: config.host.hostname.clone(),
+            ..NearestRequest::default()
+        },
+        ..LocatorConfig::default()
+    })
+    .context("cannot look for supernodes")?;
+    Ok(Some(follow(locator, shutdown.clone())))
 }

@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use proto::api::SupernodeEntry;
+use proto::api::{NearestAnswer, SupernodeEntry};
 use proto::wire;
 use serde::{Deserialize, Serialize};
 use service::config::{ByteSize, Problems, Rate, Validate, duration};
 use swarm::{AnnounceConfig, PickerConfig, UploadConfig};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, EngineConfig, Limits, Parts};
 use crate::limit::Limit;
+use crate::locator::Locator;
 use crate::source::{Guard, Source, SourceConfig, SourceError};
 use crate::store::{Store, StoreConfig, StoreError};
 use crate::transport::{BindError, Kind, Transport, TransportConfig};
@@ -144,6 +146,32 @@ pub enum NodeError {
     /// The way to origins.
     #[error(transparent)]
     Source(#[from] SourceError),
+}
+
+/// The cluster's supernodes as the locator learns of them, until `shutdown` is cancelled.
+#[must_use]
+pub fn follow(locator: Locator, shutdown: CancellationToken) -> watch::Receiver<Vec<SupernodeEntry>> {
+    let mut answers = locator.watch();
+    let entries = |answer: &Option<NearestAnswer>| answer.as_ref().map(|answer| answer.supernodes.clone()).unwrap_or_default();
+    let (sender, receiver) = watch::channel(entries(&answers.borrow_and_update()));
+    tokio::spawn(async move {
+        let following = async {
+            while answers.changed().await.is_ok() {
+                let news = entries(&answers.borrow_and_update());
+                sender.send_if_modified(|held| {
+                    let changed = *held != news;
+                    *held = news;
+                    changed
+                });
+            }
+        };
+        // The sender of answers lives in the locator, so the first never ends by itself.
+        tokio::select! {
+            () = following => {}
+            () = locator.keep_fresh(shutdown) => {}
+        }
+    });
+    receiver
 }
 
 // === defaults ===

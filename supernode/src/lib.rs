@@ -20,11 +20,13 @@ pub mod replicate;
 
 use anyhow::Context as _;
 use peer::engine::Engine;
+use peer::locator::{Locator, LocatorConfig};
 use peer::node::NodeConfig;
 use proto::api::SupernodeEntry;
 use service::metrics::Metrics;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use config::{ClusterConfig, GrpcConfig, HttpConfig, SchedulerSection, SupernodeConfig};
@@ -54,7 +56,7 @@ pub async fn run(config: SupernodeConfig, context: service::Context<SupernodeCon
     let manager = Manager::start(scheduler, known.expected(), engine.clone(), news.clone(), shutdown.clone());
     tokio::spawn(known.keep(manager.clone(), shutdown.clone()));
 
-    let siblings = siblings(&config, &own, &shutdown);
+    let siblings = siblings(&config, &own, &shutdown)?;
     tokio::spawn(replicate::run(own.id.clone(), siblings, news, shutdown.clone()));
     let http = api::server(&config.http, &metrics, &manager)?;
     info!(id = %id, grpc = %grpc.local_addr()?, endpoint = own.endpoint, "supernode is up");
@@ -100,11 +102,20 @@ fn endpoint(config: &SupernodeConfig, engine: &Engine, port: u16) -> String {
     format!("http://{}", std::net::SocketAddr::new(ip, port))
 }
 
-/// The cluster's supernodes: those of the configuration, until config-service tells.
+/// Registers at config-service, and learns of the cluster's other supernodes from it.
 fn siblings(
     config: &SupernodeConfig,
-    _own: &SupernodeEntry,
-    _shutdown: &tokio_util::sync::CancellationToken,
-) -> watch::Receiver<Vec<SupernodeEntry>> {
-    watch::channel(config.cluster.supernodes.clone()).1
+    own: &SupernodeEntry,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<watch::Receiver<Vec<SupernodeEntry>>> {
+    let cluster = &config.cluster;
+    if cluster.config_services.is_empty() {
+        return Ok(watch::channel(cluster.supernodes.clone()).1);
+    }
+    let locator = Locator::new(LocatorConfig { endpoints: cluster.config_services.clone(), ..LocatorConfig::default() })
+        .context("cannot register at config-service")?;
+    let registration = locator.register(cluster.name.clone(), own.clone());
+    let siblings = registration.siblings();
+    tokio::spawn(registration.run(shutdown.clone()));
+    Ok(siblings)
 }
