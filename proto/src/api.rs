@@ -55,6 +55,23 @@ pub struct Registered {
     pub siblings: Vec<SupernodeEntry>,
 }
 
+/// One cluster in the answer to `GET /api/skimmer/v1/clusters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Its name.
+    pub name: String,
+    /// Networks whose hosts belong to it, as `10.0.0.0/8`.
+    pub cidrs: Vec<String>,
+    /// Data centres whose hosts belong to it.
+    pub idcs: Vec<String>,
+    /// Locations whose hosts belong to it, as `a|b|c`.
+    pub locations: Vec<String>,
+    /// It takes the hosts that no rule assigns.
+    pub default: bool,
+    /// Its live supernodes.
+    pub supernodes: Vec<SupernodeEntry>,
+}
+
 /// An error of any of our HTTP APIs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiError {

@@ -54,7 +54,7 @@ impl Problems {
     }
 
     /// Runs `check` for every element of the list `name`.
-    pub fn each<T>(&mut self, name: &str, items: &[T], mut check: impl FnMut(&T, &mut Self)) {
+    pub fn each<'t, T>(&mut self, name: &str, items: &'t [T], mut check: impl FnMut(&'t T, &mut Self)) {
         for (index, item) in items.iter().enumerate() {
             self.within(&format!("{name}[{index}]"), |problems| check(item, problems));
         }
