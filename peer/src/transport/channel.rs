@@ -31,7 +31,8 @@ pub struct Channel {
     receiver: Receiver,
 }
 
-/// The half that sends. Dropping it tells the other side that nothing more comes.
+/// The half that sends. Dropping it tells the other side that nothing more comes; dropping it in the middle of a send
+/// breaks the channel off, and over QUIC what the other side has not read by then is lost with it.
 #[derive(Debug)]
 pub struct Sender {
     outlet: Outlet,
@@ -80,7 +81,8 @@ pub(super) trait SendLink {
     /// Says that nothing more comes, and waits until the other side has it all where the link can tell.
     async fn finish(&mut self) -> Result<(), SendError>;
 
-    /// Breaks the link so that the other side does not take what it got for the whole.
+    /// Breaks the link so that the other side does not take what it got for the whole. It may lose what it has not
+    /// read yet.
     fn abort(&mut self);
 }
 

@@ -190,12 +190,14 @@ async fn content_broken_off(kind: Kind) {
     let (_keep, mut receiver) = accepted.split();
     let (header, slow) = (piece(u32::try_from(length).expect("fits")), Limit::new(Some(2_000_000)));
     let sending = sender.send_content(&header, &file, range(0, length), &slow);
-    assert!(timeout(Duration::from_millis(300), sending).await.is_err());
+    // Received meanwhile: breaking off may take with it what the receiver has not yet read.
+    let (sent, received) = tokio::join!(timeout(Duration::from_millis(300), sending), receiver.recv());
+    assert!(sent.is_err());
+    assert_eq!(received.expect("received"), header);
     assert!(matches!(sender.send(&ping(1)).await, Err(SendError::Unfinished)));
     let again = sender.send_content(&piece(1), &file, range(0, 1), &Limit::unlimited()).await;
     assert!(matches!(again, Err(SendError::Unfinished)));
     drop(sender);
-    assert_eq!(receiver.recv().await.expect("received"), header);
     let mut out = vec![0; usize::try_from(length).expect("fits")];
     let error = receiver.recv_exact(&mut out).await.expect_err("broken off");
     assert!(matches!(error, RecvError::Truncated), "{error:?}");
@@ -205,11 +207,13 @@ async fn content_file_too_short(kind: Kind) {
     let Pair { a: _a, b: _b, dialled, accepted } = pair(kind).await;
     let file = file_of(&pattern(100_000));
     let (mut sender, _keep) = dialled.split();
-    let result = sender.send_content(&piece(200_000), &file, range(50_000, 250_000), &Limit::unlimited()).await;
-    assert!(matches!(result, Err(SendError::ContentEnded { at: 100_000 })), "{result:?}");
-    drop(sender);
     let (_keep, mut receiver) = accepted.split();
-    receiver.recv().await.expect("received");
+    let (header, none) = (piece(200_000), Limit::unlimited());
+    let sending = sender.send_content(&header, &file, range(50_000, 250_000), &none);
+    let (result, received) = tokio::join!(sending, receiver.recv());
+    assert!(matches!(result, Err(SendError::ContentEnded { at: 100_000 })), "{result:?}");
+    received.expect("received");
+    drop(sender);
     assert!(matches!(receiver.recv_exact(&mut vec![0; 200_000]).await, Err(RecvError::Truncated)));
 }
 
