@@ -1,21 +1,5 @@
 //! The binary: arguments, and what they start.
 
-<<<<<<< HEAD
-use std::process::ExitCode;
-
-use clap::Parser;
-
-/// The agent on every host
-#[derive(Debug, Parser)]
-#[command(name = "dfdaemon", version)]
-struct Cli {
-    #[command(flatten)]
-    service: service::Args,
-}
-
-fn main() -> ExitCode {
-    service::launch(Cli::parse().service, dfdaemon::run)
-=======
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,19 +10,18 @@ use dfdaemon::setup::{Options, Registry, Runtime};
 
 /// The agent on every host: P2P downloads, registry mirror and HTTP(S) proxy.
 #[derive(Debug, Parser)]
-#[command(name = "dfdaemon", version, arg_required_else_help = false)]
+#[command(name = "dfdaemon", version, args_conflicts_with_subcommands = true)]
 struct Args {
-    /// The configuration file.
-    #[arg(long, global = true, env = "DFDAEMON_CONFIG", default_value = "/etc/skimmer/dfdaemon.toml")]
-    config: PathBuf,
+    #[command(flatten)]
+    service: service::Args,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the daemon (the default).
-    Run,
+    /// Run the daemon; what happens without a subcommand, too.
+    Run(service::Args),
     /// Point a container runtime at this daemon, or take that back. Restarts nothing.
     Setup(Setup),
     /// Make the certificate authority of interception.
@@ -96,8 +79,8 @@ struct GenCa {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let result = match args.command.unwrap_or(Command::Run) {
-        Command::Run => Err(anyhow::anyhow!("the download engine is not part of this build")),
+    let result = match args.command.unwrap_or(Command::Run(args.service)) {
+        Command::Run(service) => return service::launch(service, dfdaemon::run),
         Command::Setup(setup) => run_setup(&setup),
         Command::GenCa(ca) => run_gen_ca(&ca),
         Command::Completions { shell } => {
@@ -150,5 +133,4 @@ fn run_gen_ca(ca: &GenCa) -> anyhow::Result<()> {
     dfdaemon::ca::generate(&ca.cert, &ca.key)?;
     writeln!(io::stdout(), "{}\n{}", ca.cert.display(), ca.key.display())?;
     Ok(())
->>>>>>> daemon
 }
