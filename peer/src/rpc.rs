@@ -1,5 +1,5 @@
 //! gRPC stubs of the control protocol (`Cluster`) and of dfget's socket (`Daemon`).
 
-#![allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::all, reason = "generated code")]
+#![allow(missing_docs, unreachable_pub, rustdoc::all, clippy::pedantic, clippy::all, reason = "generated code")]
 
 include!(concat!(env!("OUT_DIR"), "/skimmer.v1.rs"));
