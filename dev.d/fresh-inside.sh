@@ -35,6 +35,7 @@ for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
     [ -z "${!name:-}" ] || keep+=("$name=${!name}")
 done
 [ ! -f /etc/ssl/host-certificates.crt ] || keep+=(SSL_CERT_FILE=/etc/ssl/host-certificates.crt CARGO_HTTP_CAINFO=/etc/ssl/host-certificates.crt)
+# shellcheck disable=SC2016 # the inner shell expands it
 exec env -i "${keep[@]}" HOME="$home" LANG=C.UTF-8 TERM="${TERM:-dumb}" CARGO_HOME=/opt/rust/cargo \
     PATH=/opt/rust/toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euo pipefail -c '
     export DEBIAN_FRONTEND=noninteractive
