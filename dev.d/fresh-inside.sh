@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The part of ./dev fresh that runs in namespaces of its own: mounts, changes root, runs the two commands.
-# Arguments: root folder, RUSTUP_HOME, CARGO_HOME, Skimmer's cache, all as this machine names them.
+# Arguments: root folder, the toolchain's sysroot, CARGO_HOME, Skimmer's cache, all as this machine names them.
 set -euo pipefail
-root=$1 rustup=$2 cargo=$3 cache=$4
+root=$1 toolchain=$2 cargo=$3 cache=$4 home=/root
 
 bind() { # bind FROM TO [OPTIONS]
     mkdir -p "$root$2"
@@ -16,12 +16,12 @@ mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
-bind "$rustup" /opt/rust/rustup ro
-bind "$cargo/bin" /opt/rust/cargo/bin ro
+# The toolchain itself, without rustup: toolchains there may be links to anywhere.
+bind "$(readlink -f "$toolchain")" /opt/rust/toolchain ro
 mkdir -p "$cargo/registry"
 bind "$cargo/registry" /opt/rust/cargo/registry
 mkdir -p "$cache/rocksdb"
-bind "$cache/rocksdb" /root/.cache/skimmer/rocksdb
+bind "$cache/rocksdb" "$home/.cache/skimmer/rocksdb"
 
 mkdir -p "$root/mnt/before"
 cd "$root"
@@ -35,14 +35,15 @@ for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
     [ -z "${!name:-}" ] || keep+=("$name=${!name}")
 done
 [ ! -f /etc/ssl/host-certificates.crt ] || keep+=(SSL_CERT_FILE=/etc/ssl/host-certificates.crt CARGO_HTTP_CAINFO=/etc/ssl/host-certificates.crt)
-exec env -i "${keep[@]}" HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" CARGO_HOME=/opt/rust/cargo RUSTUP_HOME=/opt/rust/rustup \
-    PATH=/opt/rust/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euo pipefail -c '
+# shellcheck disable=SC2016 # the inner shell expands it
+exec env -i "${keep[@]}" HOME="$home" LANG=C.UTF-8 TERM="${TERM:-dumb}" CARGO_HOME=/opt/rust/cargo \
+    PATH=/opt/rust/toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euo pipefail -c '
     export DEBIAN_FRONTEND=noninteractive
-    { apt-get update && apt-get install -y --no-install-recommends git gcc; } >/root/apt.log 2>&1 </dev/null || {
-        tail -n 20 /root/apt.log >&2
+    { apt-get update && apt-get install -y --no-install-recommends git gcc; } >"$HOME/apt.log" 2>&1 </dev/null || {
+        tail -n 20 "$HOME/apt.log" >&2
         exit 1
     }
-    cd /root/skimmer
+    cd "$HOME/skimmer"
     ./dev demo --json
     ./dev test --json
 '

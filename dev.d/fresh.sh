@@ -25,7 +25,7 @@ run_fresh() {
     # In the background, because bash looks at signals only while it waits, not while a child runs in front.
     timeout --signal TERM --kill-after 20 "$FRESH_SECONDS_MAX" \
         unshare --mount --propagation private --pid --fork --kill-child \
-        bash "$SKIMMER_ROOT/dev.d/fresh-inside.sh" "$FRESH_DIR" "${RUSTUP_HOME:-$HOME/.rustup}" "${CARGO_HOME:-$HOME/.cargo}" "$SKIMMER_CACHE" &
+        bash "$SKIMMER_ROOT/dev.d/fresh-inside.sh" "$FRESH_DIR" "$(rustc --print sysroot)" "${CARGO_HOME:-$HOME/.cargo}" "$SKIMMER_CACHE" &
     child=$!
     FRESH_CHILD=$child
     wait "$child" || status=$?

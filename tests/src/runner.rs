@@ -121,7 +121,7 @@ fn attempt(case: &Case) -> Result<Outcome, String> {
     let run = Run::new().map_err(|error| format!("{error:#}"))?;
     let problem = match catch_unwind(AssertUnwindSafe(|| (case.check)(&run))) {
         Ok(Ok(outcome)) => return Ok(outcome),
-        Ok(Err(error)) => format!("{error:#}"),
+        Ok(Err(error)) => format!("{error:#}{}", places(&error)),
         Err(panic) => panic
             .downcast_ref::<String>()
             .cloned()
@@ -129,4 +129,11 @@ fn attempt(case: &Case) -> Result<Outcome, String> {
             .unwrap_or_else(|| "panicked".into()),
     };
     Err(format!("{problem}\n{}", run.log_ends()))
+}
+
+/// Where in our own sources an error came from, innermost first; empty without `RUST_BACKTRACE`.
+fn places(error: &anyhow::Error) -> String {
+    let backtrace = error.backtrace().to_string();
+    let ours = |line: &&str| line.starts_with("at ") && line.contains("/tests/") && !line.contains("/runner.rs");
+    backtrace.lines().map(str::trim).filter(ours).map(|line| format!("\n  {line}")).collect()
 }

@@ -370,8 +370,8 @@ impl RealFiles {
             if done + size > bytes {
                 continue;
             }
-            let folder =
-                into.join(path.parent().and_then(|parent| parent.strip_prefix("/").ok()).unwrap_or(Path::new("")));
+            let folder = into
+                .join(path.parent().and_then(|parent| parent.strip_prefix("/").ok()).unwrap_or_else(|| Path::new("")));
             fs::create_dir_all(&folder)?;
             let name = path.file_name().context("a file has a name")?;
             // Files can be unreadable without root, or vanish while packages are installed.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -142,6 +142,12 @@ impl Net {
         Ok(Self::loopback(&hosts.iter().map(|(name, _)| *name).collect::<Vec<_>>()))
     }
 
+    /// The TCP congestion control of all hosts; `None` on loopback, where it is the machine's.
+    #[must_use]
+    pub fn congestion_control(&self) -> Option<&'static str> {
+        self.name.as_ref().and_then(|_| congestion_control().ok())
+    }
+
     /// Whether the hosts are namespaces with links of their own.
     #[must_use]
     pub const fn is_real(&self) -> bool {
@@ -193,8 +199,7 @@ impl Host {
             namespace: Some(Namespace { name: namespace, switch: switch.to_owned(), number, file }),
         };
         let host = Self { inner: Arc::new(inner) };
-        // BBR paces by its own estimate and would hide what the shaping does; cubic also is what most hosts use.
-        host.sysctl("net/ipv4/tcp_congestion_control", "cubic")?;
+        host.sysctl("net/ipv4/tcp_congestion_control", congestion_control()?)?;
         Ok(host)
     }
 
@@ -343,6 +348,22 @@ impl Host {
 }
 
 // === helpers ===
+
+/// What all hosts use: cubic, as most machines do, since BBR paces by its own estimate and would hide what the shaping
+/// does. Some kernels let a namespace have only what `tcp_allowed_congestion_control` lists; changing that is the
+/// machine owner's business, and then it is reno, which every kernel allows and which on short links does the same.
+fn congestion_control() -> Result<&'static str> {
+    static CHOSEN: LazyLock<Result<&'static str, String>> = LazyLock::new(|| {
+        let path = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+        let allowed = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        if allowed.split_whitespace().any(|name| name == "cubic") {
+            return Ok("cubic");
+        }
+        eprintln!("this machine does not allow cubic in network namespaces ({path}); hosts use reno");
+        Ok("reno")
+    });
+    CHOSEN.clone().map_err(anyhow::Error::msg)
+}
 
 /// The switch's side of a host's network card.
 fn port(number: usize, card: u8) -> String {

@@ -48,7 +48,8 @@ impl HostsToml {
         let mut text = format!("server = \"{server}\"\n");
         let ca = ca.map(|ca| format!("ca = \"{}\"\n", ca.display())).unwrap_or_default();
         text.push_str(&ca);
-        for mirror in mirrors {
+        // ctr 1.6 refuses a file without any host, and so the server is named as the last of them.
+        for mirror in mirrors.iter().chain([&server]) {
             writeln!(text, "[host.\"{mirror}\"]\ncapabilities = [\"pull\", \"resolve\"]\n{ca}")?;
         }
         // The colon of a port stays in the folder's name.

@@ -45,6 +45,8 @@ impl Podman {
         }
         fs::write(folder.join("registries.conf"), text)?;
         fs::write(folder.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
+        // podman wants the file it is told of to be there.
+        fs::write(folder.join("auth.json"), "{}")?;
         Ok(Self { host: host.clone(), folder, env: Vec::new() })
     }
 

@@ -31,6 +31,8 @@ use crate::Host;
 
 /// Bytes per frame of a body: small enough that dropping and changing in mid-download happen where they should.
 const CHUNK_BYTES: u64 = 64 * 1024;
+/// Time for the kernel to take what was sent before a connection is broken.
+const BEFORE_BREAKING: Duration = Duration::from_millis(100);
 
 /// What the origin does wrong. Everything is off by default.
 #[derive(Debug, Clone, Default)]
@@ -219,6 +221,7 @@ fn answer(state: &Arc<State>, request: &Request<Incoming>) -> Response<RogueBody
             let rate_bytes_per_s = behaviour.rate_bytes_per_s;
             *response.body_mut() = RogueBody {
                 content: content.bytes,
+                start: range.start,
                 at: range.start,
                 end: range.end,
                 claimed,
@@ -339,6 +342,7 @@ fn modified(content: &Versioned) -> String {
 /// Sends a part of the content in chunks, and spoils it on the way.
 pub(super) struct RogueBody {
     content: Bytes,
+    start: u64,
     at: u64,
     end: u64,
     claimed: Option<u64>,
@@ -365,6 +369,7 @@ impl RogueBody {
     fn empty() -> Self {
         Self {
             content: Bytes::new(),
+            start: 0,
             at: 0,
             end: 0,
             claimed: Some(0),
@@ -398,7 +403,8 @@ impl RogueBody {
             return Some(Err(Dropped));
         }
         if self.at >= self.end {
-            return None;
+            // An error and not an end, so that the connection breaks when the header promised more.
+            return self.short().then_some(Err(Dropped));
         }
         self.change_content();
         let stop = self.end.min(self.at + CHUNK_BYTES).min(self.drop_at.unwrap_or(u64::MAX));
@@ -417,7 +423,16 @@ impl RogueBody {
             self.pause = Some(Box::pin(tokio::time::sleep(pause)));
         }
         self.at = stop;
+        if self.drop_at == Some(stop) || (stop == self.end && self.short()) {
+            // hyper throws away what it has not written when a body fails: let it write first.
+            self.pause = Some(Box::pin(tokio::time::sleep(BEFORE_BREAKING)));
+        }
         Some(Ok(chunk))
+    }
+
+    /// Whether the header promised more than there is.
+    fn short(&self) -> bool {
+        self.claimed.is_some_and(|claimed| claimed > self.end - self.start)
     }
 }
 
@@ -434,7 +449,7 @@ impl Body for RogueBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.at >= self.end && self.drop_at.is_none()
+        self.at >= self.end && self.drop_at.is_none() && !self.short()
     }
 
     fn size_hint(&self) -> SizeHint {
