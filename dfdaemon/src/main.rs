@@ -11,7 +11,7 @@ use dfdaemon::setup::{Options, Registry, Runtime};
 /// The agent on every host: P2P downloads, registry mirror and HTTP(S) proxy.
 #[derive(Debug, Parser)]
 #[command(name = "dfdaemon", version, args_conflicts_with_subcommands = true)]
-struct Args {
+struct Cli {
     #[command(flatten)]
     service: service::Args,
     #[command(subcommand)]
@@ -78,13 +78,13 @@ struct GenCa {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Cli::parse();
     let result = match args.command.unwrap_or(Command::Run(args.service)) {
         Command::Run(service) => return service::launch(service, dfdaemon::run),
         Command::Setup(setup) => run_setup(&setup),
         Command::GenCa(ca) => run_gen_ca(&ca),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Args::command(), "dfdaemon", &mut io::stdout());
+            clap_complete::generate(shell, &mut Cli::command(), "dfdaemon", &mut io::stdout());
             Ok(())
         }
     };
