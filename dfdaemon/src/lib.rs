@@ -15,7 +15,6 @@
 pub mod blob_path;
 pub mod body;
 pub mod ca;
-pub mod cli;
 pub mod config;
 pub mod dial;
 pub mod downloads;
