@@ -170,7 +170,11 @@ impl Locator {
             Err(error) => {
                 *next = Some(Instant::now() + jittered(RETRY.min(inner.config.refresh)));
                 let Some(known) = known else { return Err(LocatorError::NoAnswer(error)) };
-                warn!(error = &error as &dyn std::error::Error, cluster = known.cluster, "config-service does not answer, using its last answer");
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    cluster = known.cluster,
+                    "config-service does not answer, using its last answer"
+                );
                 Ok(known)
             }
         }
@@ -223,7 +227,12 @@ impl Locator {
         if !changed {
             return debug!(cluster = answer.cluster, "nearest supernodes confirmed");
         }
-        info!(cluster = answer.cluster, matched_by = answer.matched_by, supernodes = answer.supernodes.len(), "nearest supernodes");
+        info!(
+            cluster = answer.cluster,
+            matched_by = answer.matched_by,
+            supernodes = answer.supernodes.len(),
+            "nearest supernodes"
+        );
         if let Some(cache) = &self.inner.cache {
             cache.save(answer.clone()).await;
         }

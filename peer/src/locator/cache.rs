@@ -42,7 +42,8 @@ impl Cache {
 
     pub(super) async fn save(&self, answer: NearestAnswer) {
         let path = self.path.clone();
-        let saved = tokio::task::spawn_blocking(move || write(&path, answer)).await.unwrap_or_else(|error| Err(error.into()));
+        let saved =
+            tokio::task::spawn_blocking(move || write(&path, answer)).await.unwrap_or_else(|error| Err(error.into()));
         if let Err(error) = saved {
             warn!(%error, path = %self.path.display(), "the nearest supernodes could not be remembered");
         }
