@@ -140,7 +140,8 @@ async fn the_disk_answers_when_nobody_does() {
     std::fs::write(home.path().join("sub/nearest.json"), "{").unwrap();
     let broken = Locator::new(config(vec![nobody()], Some(home.path()))).unwrap();
     assert!(broken.current().is_none());
-    assert!(matches!(broken.nearest().await, Err(LocatorError::NoAnswer(AskError::Unreachable { .. }))));
+    let Err(LocatorError::NoAnswer(error)) = broken.nearest().await else { panic!("nobody answers") };
+    assert!(matches!(*error, AskError::Unreachable { .. }));
 }
 
 #[tokio::test]
@@ -197,4 +198,20 @@ async fn bad_config_services_are_passed_over() {
     endpoints.push(says(answer(good)).await);
     let locator = Locator::new(config(endpoints, None)).unwrap();
     assert_eq!(locator.nearest().await.unwrap().supernodes, [entry("one")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_share_a_failure() {
+    let locator = Locator::new(config(vec![says(Vec::new()).await], None)).unwrap();
+    let begin = Instant::now();
+    let asks: Vec<_> = (0..20)
+        .map(|_| {
+            let locator = locator.clone();
+            tokio::spawn(async move { locator.nearest().await })
+        })
+        .collect();
+    for ask in asks {
+        assert_eq!(ask.await.unwrap().unwrap_err().kind(), Kind::Unavailable);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "not one timeout after the other: {:?}", begin.elapsed());
 }

@@ -215,13 +215,13 @@ impl Server {
                 slot
             } else {
                 debug!(max_connections = limits.max_connections, "all connections are in use");
-                ends.pressure.notify_waiters();
                 tokio::select! {
                     slot = Arc::clone(&slots).acquire_owned() => match slot {
                         Ok(slot) => slot,
                         // Nobody closes the semaphore.
                         Err(_) => break,
                     },
+                    () = ends.press() => break,
                     () = shutdown.cancelled() => break,
                 }
             };
