@@ -21,7 +21,7 @@ use crate::{log, runtime, shutdown, tls};
 // clap names groups after structs; the binary's own is likely to be `Args` as well.
 #[group(id = "service")]
 pub struct Args {
-    /// Configuration file (TOML); by default /etc/skimmer/<binary>.toml if there is one
+    /// Configuration file (TOML); by default /etc/skimmer/NAME-OF-BINARY.toml if there is one
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Check the configuration, list every problem, and exit: 0 = good, 2 = not
