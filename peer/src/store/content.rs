@@ -347,8 +347,8 @@ impl Content {
     /// the disk needs for the bytes. Finishing a finished content with the same root does nothing.
     ///
     /// # Errors
-    /// When pieces lack, or have another root; when another program has written to the file; when the disk fails, which
-    /// leaves the content unfinished.
+    /// When pieces lack, or have another root; when another program has written to the file; when the disk cannot take
+    /// the bytes, and then the task is discarded.
     pub fn finish(&self, root: Root) -> Result<(), StoreError> {
         let (layout, sealed) = {
             let mut state = self.state.lock();
@@ -368,8 +368,7 @@ impl Content {
         check_root(root, root_of(layout, &hashes).ok_or(StoreError::BadRow { what: "number of hashes" })?)?;
         self.check_stamp(sealed)?;
         if let Err(error) = self.reader.sync_data() {
-            // The kernel may have dropped pages it could not write: what is in the file is anybody's guess.
-            self.slot.facts.lock().trusted = false;
+            self.give_up();
             return Err(StoreError::io("sync", &self.path(), layout.length().unwrap_or_default(), error));
         }
         let mut facts = self.facts()?;
@@ -377,6 +376,15 @@ impl Content {
             self.write_finished(&mut facts, &hashes)?;
         }
         Ok(())
+    }
+
+    /// Discards the content after a failed sync. The kernel reports such a failure once and then counts the lost pages as
+    /// clean: they can be read until they are needed elsewhere, and a second sync would succeed. So there is no second one.
+    fn give_up(&self) {
+        tracing::error!(path = %self.path().display(), "the disk did not take a content, which is discarded");
+        if let Err(error) = self.inner.remove(&mut self.inner.tasks.lock(), &self.slot) {
+            tracing::warn!(path = %self.path().display(), error = &error as &dyn std::error::Error, "cannot discard it");
+        }
     }
 
     /// Where the content file is.
@@ -459,6 +467,13 @@ impl fmt::Debug for Content {
             .field("task", &self.slot.key.task)
             .field("generation", &self.slot.key.generation)
             .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        // It was in use until now, however long ago it was asked for.
+        self.slot.used_unix_ms.store(self.inner.tick(), Ordering::Release);
     }
 }
 

@@ -25,7 +25,7 @@ const HARMLESS: [&str; 3] = ["lock", "VERSION.new", "lost+found"];
 pub(super) struct Folder {
     dir: PathBuf,
     /// Held open for the lock on it, which the kernel drops with the process however that ends.
-    _lock: File,
+    lock: File,
 }
 
 impl Folder {
@@ -38,7 +38,7 @@ impl Folder {
         if is_new {
             write_version(dir)?;
         }
-        let folder = Self { dir: dir.to_owned(), _lock: lock };
+        let folder = Self { dir: dir.to_owned(), lock };
         make_private(&folder.rows())?;
         make_private(&folder.content())?;
         Ok(folder)
@@ -81,6 +81,16 @@ impl Folder {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing would not do if the process is just starting another: until that one has executed its program it has
+        // a copy of the descriptor, and the lock with it.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(dir = %self.dir.display(), error = &error as &dyn std::error::Error, "store folder stays locked");
+        }
     }
 }
 

@@ -185,7 +185,7 @@ fn row_key(table: u8, key: Key) -> Vec<u8> {
 }
 
 fn piece_key(key: Key, piece: PieceIndex) -> Vec<u8> {
-    [&[b'p'], &key.to_bytes()[..], &piece.0.to_be_bytes()].concat()
+    [b"p", &key.to_bytes()[..], &piece.0.to_be_bytes()].concat()
 }
 
 fn remove_all_pieces(batch: &mut WriteBatch, key: Key) {

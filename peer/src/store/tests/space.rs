@@ -55,6 +55,20 @@ fn what_was_used_last_stays_longest() {
 }
 
 #[test]
+fn a_use_lasts_until_it_is_let_go() {
+    let dir = folder();
+    let store = open_sized(dir.path(), 10 * MIB);
+    let long = finished(&store, 0, &bytes(0, MIB));
+    for n in 1..9 {
+        drop(finished(&store, n, &bytes(n, MIB)));
+    }
+    drop(long);
+    drop(finished(&store, 20, &bytes(20, MIB)));
+    assert!(store.get(task_id(0), None).unwrap().is_some());
+    assert!(store.get(task_id(1), None).unwrap().is_none());
+}
+
+#[test]
 fn what_cannot_fit_evicts_nobody() {
     let dir = folder();
     let store = open_sized(dir.path(), 10 * MIB);
