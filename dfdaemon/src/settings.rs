@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use url::Url;
 
 use crate::config::{Limits, MirrorConfig, OriginsConfig, ProxyConfig};
+use crate::passthrough::upstream_url;
 
 /// A dfdaemon's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,16 +146,21 @@ impl DfdaemonConfig {
     /// The node's part.
     #[must_use]
     pub fn node(&self, supernodes: Option<watch::Receiver<Vec<SupernodeEntry>>>) -> NodeConfig {
+        // What was said of a registry for the mirror holds when its blobs are read by the engine, too.
         let mut source = self.source.clone();
         for upstream in &self.mirror.upstreams {
-            // What was said of a registry for the mirror holds when its blobs are read by the engine, too.
-            source.hosts.entry(upstream.host.clone()).or_insert_with(|| HostOptions {
+            let url = upstream_url(upstream);
+            let Some(host) = url.host_str() else { continue };
+            let place = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+            source.hosts.entry(place).or_insert_with(|| HostOptions {
                 ca: upstream.ca.clone(),
                 insecure: upstream.insecure,
                 plain_http: upstream.plain_http,
                 ..HostOptions::default()
             });
         }
+        let mut guard = self.guard.clone();
+        guard.allow_cidrs.extend(&self.origins.allow_addresses);
         NodeConfig {
             host: self.host.clone(),
             peer: self.peer.clone(),
@@ -163,7 +169,7 @@ impl DfdaemonConfig {
             orphan: self.orphan,
             tasks: self.tasks,
             source,
-            guard: self.guard.clone(),
+            guard,
             seed: false,
             supernodes,
         }

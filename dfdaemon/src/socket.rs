@@ -70,7 +70,9 @@ impl Daemon for Service {
 }
 
 fn may_write(request: &Request<wire::DownloadRequest>) -> bool {
-    let Some(caller) = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred) else { return false };
+    let Some(caller) = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred) else {
+        return false;
+    };
     caller.uid() == 0 || caller.uid() == rustix::process::geteuid().as_raw()
 }
 
@@ -120,9 +122,9 @@ async fn download(
         return work.await;
     }
     let deadline = Duration::from_millis(request.timeout_ms.into());
-    tokio::time::timeout(deadline, work)
-        .await
-        .unwrap_or_else(|_| Err(TaskError::new(Kind::Unavailable, format!("the download did not finish within {deadline:?}"))))
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
+        Err(TaskError::new(Kind::Unavailable, format!("the download did not finish within {deadline:?}")))
+    })
 }
 
 async fn started(task: &Task, events: &mpsc::Sender<Result<wire::DownloadEvent, Status>>) {
@@ -165,7 +167,10 @@ async fn write_output(
     Ok(())
 }
 
-async fn stream_output(task: &Task, events: &mpsc::Sender<Result<wire::DownloadEvent, Status>>) -> Result<(), TaskError> {
+async fn stream_output(
+    task: &Task,
+    events: &mpsc::Sender<Result<wire::DownloadEvent, Status>>,
+) -> Result<(), TaskError> {
     let mut reader = task.reader(None);
     let mut told = tokio::time::Instant::now();
     let mut length = 0;
@@ -231,7 +236,11 @@ pub(crate) fn bind(path: &Path) -> std::io::Result<UnixListener> {
 ///
 /// # Errors
 /// When the socket breaks.
-pub(crate) async fn serve(listener: UnixListener, engine: Engine, cancel: CancellationToken) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn serve(
+    listener: UnixListener,
+    engine: Engine,
+    cancel: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     let service = DaemonServer::new(Service { engine }).max_decoding_message_size(REQUEST_MAX);
     tonic::transport::Server::builder()
         .add_service(service)

@@ -152,7 +152,8 @@ pub enum NodeError {
 #[must_use]
 pub fn follow(locator: Locator, shutdown: CancellationToken) -> watch::Receiver<Vec<SupernodeEntry>> {
     let mut answers = locator.watch();
-    let entries = |answer: &Option<NearestAnswer>| answer.as_ref().map(|answer| answer.supernodes.clone()).unwrap_or_default();
+    let entries =
+        |answer: &Option<NearestAnswer>| answer.as_ref().map(|answer| answer.supernodes.clone()).unwrap_or_default();
     let (sender, receiver) = watch::channel(entries(&answers.borrow_and_update()));
     tokio::spawn(async move {
         let following = async {
@@ -229,7 +230,11 @@ impl Validate for PeerConfig {
         problems.check(!self.transports.is_empty(), "transports", "name tcp, quic or both");
         problems.check((1..=1024).contains(&self.upload_slots), "upload_slots", "1 to 1024 are allowed");
         problems.check((1..=16).contains(&self.data_connections), "data_connections", "1 to 16 are allowed");
-        problems.check(self.receive_buffer >= ByteSize::mib(8), "receive_buffer", "at least 8MiB are needed: two of the longest pieces");
+        problems.check(
+            self.receive_buffer >= ByteSize::mib(8),
+            "receive_buffer",
+            "at least 8MiB are needed: two of the longest pieces",
+        );
         problems.check(self.max_connections > 0, "max_connections", "must be above zero");
     }
 }
@@ -238,7 +243,8 @@ impl Validate for StoreSection {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.dir.as_os_str().is_empty(), "dir", "a folder is needed");
         problems.check(self.capacity >= ByteSize::mib(16), "capacity", "at least 16MiB are needed");
-        let in_order = 0.0 < self.low_watermark && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0;
+        let in_order =
+            0.0 < self.low_watermark && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0;
         problems.check(in_order, "high_watermark", "0 < low_watermark <= high_watermark <= 1 must hold");
     }
 }

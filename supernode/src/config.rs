@@ -195,11 +195,7 @@ impl Validate for ClusterConfig {
         );
         let endpoint = &self.advertise_endpoint;
         let is_endpoint = |text: &str| Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.port().is_some());
-        problems.check(
-            endpoint.is_empty() || is_endpoint(endpoint),
-            "advertise_endpoint",
-            "expected http://host:port",
-        );
+        problems.check(endpoint.is_empty() || is_endpoint(endpoint), "advertise_endpoint", "expected http://host:port");
         problems.each("supernodes", &self.supernodes, |entry, problems| {
             problems.check(!entry.id.is_empty(), "id", "must not be empty");
             problems.check(is_endpoint(&entry.endpoint), "endpoint", "expected http://host:port");

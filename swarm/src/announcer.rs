@@ -270,8 +270,16 @@ impl Announcer {
 // === impl Listener ===
 
 impl Listener {
-    fn tell(&mut self, now: Time, me: HostId, piece: PieceIndex, coalesce: Duration, due: &mut BTreeSet<(Time, HostId)>) {
-        if self.theirs.contains(piece) || self.told.contains(piece) || !self.pending.insert(piece) || self.due.is_some() {
+    fn tell(
+        &mut self,
+        now: Time,
+        me: HostId,
+        piece: PieceIndex,
+        coalesce: Duration,
+        due: &mut BTreeSet<(Time, HostId)>,
+    ) {
+        if self.theirs.contains(piece) || self.told.contains(piece) || !self.pending.insert(piece) || self.due.is_some()
+        {
             return;
         }
         let at = self.sent_at.map_or(now, |sent| now.max(sent + coalesce));

@@ -285,7 +285,9 @@ impl Net {
                 self.nodes[*to].down_flows = 0;
             }
             let nodes = &self.nodes;
-            live.retain(|(from, to, want)| *want > EPSILON && nodes[*from].up_left > EPSILON && nodes[*to].down_left > EPSILON);
+            live.retain(|(from, to, want)| {
+                *want > EPSILON && nodes[*from].up_left > EPSILON && nodes[*to].down_left > EPSILON
+            });
         }
         for (from, to, mut bytes) in given {
             if let Some(flow) = self.nodes[from].flows.iter_mut().find(|f| f.to == to) {

@@ -73,13 +73,28 @@ impl World {
         let scheduler = SchedulerConfig {
             neighbours: if direct { 0 } else { config.neighbours },
             neighbours_max: if direct { 1 } else { (config.neighbours * 2).max(2) },
-            seed_neighbours_max: if direct { u32::MAX } else { SchedulerConfig::default().seed_neighbours_max.max(config.neighbours) },
+            seed_neighbours_max: if direct {
+                u32::MAX
+            } else {
+                SchedulerConfig::default().seed_neighbours_max.max(config.neighbours)
+            },
             seed: config.seed,
             ..SchedulerConfig::default()
         };
         let supernode = Supernode::new(scheduler, config.origin_rate_bytes_per_s);
         let rng = SmallRng::seed_from_u64(config.seed);
-        Self { shared, net, hosts, supernode, script: BTreeMap::new(), scripted: 0, rng, tally: Tally::default(), done: Vec::new(), config }
+        Self {
+            shared,
+            net,
+            hosts,
+            supernode,
+            script: BTreeMap::new(),
+            scripted: 0,
+            rng,
+            tally: Tally::default(),
+            done: Vec::new(),
+            config,
+        }
     }
 
     fn at(&mut self, at_us: u64, what: Script) {
@@ -133,7 +148,16 @@ impl World {
             self.play_script();
             self.net.arrive(&mut arrived);
             for envelope in arrived.drain(..) {
-                deliver(&self.shared, &mut self.net, &mut self.hosts, &mut self.supernode, &mut self.tally, envelope.from, envelope.to, envelope.body);
+                deliver(
+                    &self.shared,
+                    &mut self.net,
+                    &mut self.hosts,
+                    &mut self.supernode,
+                    &mut self.tally,
+                    envelope.from,
+                    envelope.to,
+                    envelope.body,
+                );
             }
             while let Some(host) = self.net.next_wake() {
                 if host == SEED && self.supernode.up {
@@ -326,7 +350,8 @@ fn deliver(
 fn make_host(at: usize, config: &SimConfig, shared: &Shared, direct: bool) -> Host {
     // The low bits of the ids are alike from host to host; what the seeds need is that they differ.
     let seed = (id_of(at).bits() >> 32) as u64 ^ config.seed.wrapping_mul(0x9e37_79b9);
-    let picker = (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
+    let picker =
+        (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
     let announce = AnnounceConfig { seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
     Host::new(at, shared, picker, announce, UploadConfig::default())
 }

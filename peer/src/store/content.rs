@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::{Digest, Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId, TaskSpec, root_of};
 
+use super::StoreError;
 use super::encoding::{Meta, TaskRowV1};
 use super::inner::Inner;
 use super::load;
 use super::slot::{Facts, Finished, Slot, Stamp};
-use super::StoreError;
 
 /// The content of one generation of one task. Whoever holds it uses it: it is not evicted meanwhile.
 ///
@@ -215,7 +215,8 @@ impl Content {
         };
         self.reserve(length)?;
         if let Some(writer) = &state.writer {
-            load::preallocate(writer, 0, length).map_err(|e| StoreError::io("reserve space for", &self.path(), length, e))?;
+            load::preallocate(writer, 0, length)
+                .map_err(|e| StoreError::io("reserve space for", &self.path(), length, e))?;
         }
         let first = self.rehash_lone_piece(known)?;
         self.apply_length(&mut state, known, first)
@@ -289,7 +290,11 @@ impl Content {
     }
 
     /// Claims a piece for writing; none when it is here.
-    fn claim(&self, piece: PieceIndex, bytes: &[u8]) -> Result<Option<(Claim<'_>, PieceLayout, Arc<File>)>, StoreError> {
+    fn claim(
+        &self,
+        piece: PieceIndex,
+        bytes: &[u8],
+    ) -> Result<Option<(Claim<'_>, PieceLayout, Arc<File>)>, StoreError> {
         let mut state = self.state.lock();
         loop {
             let facts = self.facts()?;
@@ -338,7 +343,9 @@ impl Content {
         let len = usize::try_from(end - offset).map_or(buf.len(), |here| here.min(buf.len()));
         match self.reader.read_exact_at(&mut buf[..len], offset) {
             Ok(()) => Ok(len),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(StoreError::Modified { path: self.path() }),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(StoreError::Modified { path: self.path() })
+            }
             Err(error) => Err(StoreError::io("read", &self.path(), 0, error)),
         }
     }

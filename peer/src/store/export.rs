@@ -199,12 +199,17 @@ impl Content {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 return Ok(Err("it is on another filesystem than the store"));
             }
-            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => return Ok(Err("the content has too many links")),
+            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
+                return Ok(Err("the content has too many links"));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.path().try_exists()? => {
                 return Ok(Err("the task was discarded"));
             }
             Err(error)
-                if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::PERM | Errno::OPNOTSUPP)) =>
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::PERM | Errno::OPNOTSUPP)
+                ) =>
             {
                 return Ok(Err("its filesystem does not allow it"));
             }

@@ -159,8 +159,14 @@ fn write_version(dir: &Path) -> Result<(), StoreError> {
 fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let failed = |error| StoreError::io("lock", &path, NUMBER_LEN_MAX, error);
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -192,7 +198,12 @@ mod tests {
         fs::write(dir.path().join("VERSION"), "7\n").unwrap();
         let error = Folder::open(dir.path()).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains(&dir.path().display().to_string()) && text.contains("version 7") && text.contains("version 1"), "{text}");
+        assert!(
+            text.contains(&dir.path().display().to_string())
+                && text.contains("version 7")
+                && text.contains("version 1"),
+            "{text}"
+        );
         assert!(!dir.path().join("lock").try_exists().unwrap(), "nothing was written");
     }
 
@@ -209,7 +220,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Folder::open(dir.path()).unwrap();
         let error = Folder::open(dir.path()).unwrap_err();
-        assert!(matches!(&error, StoreError::Locked { holder, .. } if *holder == std::process::id().to_string()), "{error}");
+        assert!(
+            matches!(&error, StoreError::Locked { holder, .. } if *holder == std::process::id().to_string()),
+            "{error}"
+        );
         drop(first);
         Folder::open(dir.path()).unwrap();
     }

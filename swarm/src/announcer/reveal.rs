@@ -167,7 +167,9 @@ impl Reveals {
         }
         for _ in 0..std::mem::take(&mut self.publish) {
             // What has spread goes first; then the oldest of what has not.
-            let Some(piece) = self.spread.pop_front().or_else(|| self.again.pop_first().map(|(_, piece)| piece)) else { break };
+            let Some(piece) = self.spread.pop_front().or_else(|| self.again.pop_first().map(|(_, piece)| piece)) else {
+                break;
+            };
             self.fetched(piece);
             self.states.remove(&piece);
             self.publish_one(piece, listeners, &mut tell);

@@ -106,7 +106,8 @@ impl World {
             Op::Finish(n) => {
                 let Some(content) = self.content(n) else { return };
                 let expected = self.expected.get_mut(&n).unwrap();
-                let is_full = expected.knows_length && content.layout().count() == u32::try_from(expected.pieces.len()).ok();
+                let is_full =
+                    expected.knows_length && content.layout().count() == u32::try_from(expected.pieces.len()).ok();
                 let result = content.finish(Root(*blake3::hash(&data(n)).as_bytes()));
                 assert_eq!(result.is_ok(), is_full, "{result:?}");
                 expected.finished |= is_full;

@@ -16,7 +16,8 @@ fn five_times_the_capacity_goes_through_and_what_is_in_use_stays() {
         drop(finished(&store, n, &bytes(n, size)));
         let used = store.usage().used_bytes;
         assert!(used <= capacity * 95 / 100, "{used} after {n}");
-        let on_disk: u64 = store.inventory().iter().map(|e| fs::metadata(path_of_entry(&store, e)).unwrap().size()).sum();
+        let on_disk: u64 =
+            store.inventory().iter().map(|e| fs::metadata(path_of_entry(&store, e)).unwrap().size()).sum();
         assert!(on_disk <= used);
     }
     for (n, content) in held.iter().enumerate() {
@@ -129,7 +130,10 @@ impl SmallDisk {
             return None;
         }
         let dir = folder();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "skimmer-test"]).arg(dir.path()).status();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "skimmer-test"])
+            .arg(dir.path())
+            .status();
         if !mounted.is_ok_and(|status| status.success()) {
             eprintln!("skipped: tmpfs cannot be mounted here");
             return None;
