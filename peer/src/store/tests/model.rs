@@ -49,10 +49,10 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 struct World {
-    dir: TempDir,
-    store: Option<Store>,
     held: BTreeMap<u64, Arc<Content>>,
+    store: Option<Store>,
     expected: BTreeMap<u64, Expected>,
+    dir: TempDir,
 }
 
 /// Even tasks know their length from the start, odd ones learn it; task 2 has one piece, task 3 ends on a piece's end.
@@ -188,7 +188,7 @@ proptest! {
     fn the_store_does_what_the_model_says(ops in proptest::collection::vec(op(), 1..60)) {
         let dir = folder();
         let store = open(&dir.path().join("store"));
-        let mut world = World { dir, store: Some(store), held: BTreeMap::new(), expected: BTreeMap::new() };
+        let mut world = World { held: BTreeMap::new(), store: Some(store), expected: BTreeMap::new(), dir };
         for op in &ops {
             world.apply(op);
         }
