@@ -92,7 +92,11 @@ impl Given {
             let bytes = argument.as_bytes();
             let unknown_before = std::mem::take(&mut after_unknown);
             if bytes == b"--" {
-                given.free.extend(rest.by_ref().map(|(place, value)| Item { place, written: String::new(), value: Some(value.clone()) }));
+                given.free.extend(rest.by_ref().map(|(place, value)| Item {
+                    place,
+                    written: String::new(),
+                    value: Some(value.clone()),
+                }));
             } else if let Some(name) = bytes.strip_prefix(b"--") {
                 let (name, value) = split_value(name);
                 match name.to_str().and_then(flags::by_long) {
@@ -127,7 +131,8 @@ impl Given {
                 return true;
             };
             let written = format!("-{}", char::from(first));
-            let attached = (!tail.is_empty()).then(|| OsStr::from_bytes(tail.strip_prefix(b"=").unwrap_or(tail)).to_owned());
+            let attached =
+                (!tail.is_empty()).then(|| OsStr::from_bytes(tail.strip_prefix(b"=").unwrap_or(tail)).to_owned());
             match (flag.takes, attached) {
                 (Takes::Nothing, Some(value)) if tail[0] == b'=' => {
                     self.take(flag, written, place, Some(value), rest);
@@ -161,13 +166,25 @@ impl Given {
             (Takes::Nothing, Some(value)) => match value.to_str() {
                 Some("true") => None,
                 Some("false") => return,
-                _ => return self.push(Problem { place: Some(place), about: written, what: "takes no value but =true or =false".into() }),
+                _ => {
+                    return self.push(Problem {
+                        place: Some(place),
+                        about: written,
+                        what: "takes no value but =true or =false".into(),
+                    });
+                }
             },
             (Takes::Perhaps(_), None) => rest.next_if(|(_, next)| is_level(next)).map(|(_, next)| next.clone()),
             (_, Some(value)) => Some(value),
             (Takes::One(name) | Takes::Many(name), None) => match rest.next_if(|(_, next)| !is_known_flag(next)) {
                 Some((_, next)) => Some(next.clone()),
-                None => return self.push(Problem { place: Some(place), about: written, what: format!("needs a value: {name}") }),
+                None => {
+                    return self.push(Problem {
+                        place: Some(place),
+                        about: written,
+                        what: format!("needs a value: {name}"),
+                    });
+                }
             },
         };
         self.flags.push((flag, Item { place, written, value }));
@@ -319,7 +336,9 @@ pub(crate) fn is_level(value: &OsStr) -> bool {
 fn is_known_flag(argument: &OsStr) -> bool {
     let bytes = argument.as_bytes();
     match bytes.strip_prefix(b"--") {
-        Some(name) => name.is_empty() || split_value(name).0.to_str().is_some_and(|name| flags::by_long(name).is_some()),
+        Some(name) => {
+            name.is_empty() || split_value(name).0.to_str().is_some_and(|name| flags::by_long(name).is_some())
+        }
         None => matches!(bytes, [b'-', short, ..] if flags::by_short(char::from(*short)).is_some()),
     }
 }

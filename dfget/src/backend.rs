@@ -1,6 +1,7 @@
 //! What carries a download out: the host's dfdaemon, or the engine in this process.
 
 pub mod daemon;
+mod local;
 
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -11,6 +12,8 @@ use futures_util::Stream;
 use proto::{Generation, TaskId, TaskSpec};
 
 use crate::exit::Failure;
+
+pub use local::LocalParts;
 
 /// A future of a trait's method.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -157,7 +160,11 @@ pub enum BackendError {
 /// Without headers and URL: they may hold credentials.
 impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Request").field("task", &self.spec.id()).field("output", &self.output).field("route", &self.route).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("task", &self.spec.id())
+            .field("output", &self.output)
+            .field("route", &self.route)
+            .finish_non_exhaustive()
     }
 }
 

@@ -19,7 +19,10 @@ pub fn command() -> Command {
         .override_usage("dfget [FLAGS] URL [-O PATH]")
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .after_help(format!("Commands, in the place of the URL:\n{}\n\nExit codes and the JSON output: docs/dfget.md", words.join("\n")))
+        .after_help(format!(
+            "Commands, in the place of the URL:\n{}\n\nExit codes and the JSON output: docs/dfget.md",
+            words.join("\n")
+        ))
         .arg(Arg::new("URL").value_name("URL").help("what to download").value_hint(ValueHint::Url))
         .args(FLAGS.iter().map(argument))
 }
@@ -124,19 +127,21 @@ mod tests {
     /// A flag with a value, written in one of the ways both readers know.
     fn written() -> impl Strategy<Value = Vec<String>> {
         let flags: Vec<usize> = (0..FLAGS.len()).filter(|n| !matches!(FLAGS[*n].takes, Takes::Perhaps(_))).collect();
-        (proptest::sample::select(flags), "[a-z0-9:/.]{1,8}", 0..3usize, any::<bool>()).prop_map(|(n, value, way, short)| {
-            let flag = &FLAGS[n];
-            let short = flag.short.last().filter(|_| short || flag.long.is_empty());
-            match (flag.takes, short, way) {
-                (Takes::Nothing, Some(short), _) => vec![format!("-{short}")],
-                (Takes::Nothing, None, _) => vec![format!("--{}", flag.long)],
-                (_, Some(short), 0) => vec![format!("-{short}{value}")],
-                (_, Some(short), 1) => vec![format!("-{short}={value}")],
-                (_, Some(short), _) => vec![format!("-{short}"), value],
-                (_, None, 0) => vec![format!("--{}={value}", flag.long)],
-                (_, None, _) => vec![format!("--{}", flag.long), value],
-            }
-        })
+        (proptest::sample::select(flags), "[a-z0-9:/.]{1,8}", 0..3usize, any::<bool>()).prop_map(
+            |(n, value, way, short)| {
+                let flag = &FLAGS[n];
+                let short = flag.short.last().filter(|_| short || flag.long.is_empty());
+                match (flag.takes, short, way) {
+                    (Takes::Nothing, Some(short), _) => vec![format!("-{short}")],
+                    (Takes::Nothing, None, _) => vec![format!("--{}", flag.long)],
+                    (_, Some(short), 0) => vec![format!("-{short}{value}")],
+                    (_, Some(short), 1) => vec![format!("-{short}={value}")],
+                    (_, Some(short), _) => vec![format!("-{short}"), value],
+                    (_, None, 0) => vec![format!("--{}={value}", flag.long)],
+                    (_, None, _) => vec![format!("--{}", flag.long), value],
+                }
+            },
+        )
     }
 
     proptest! {

@@ -124,20 +124,28 @@ impl Engines {
             output::ensure_file(&file.output)?;
         }
         // The daemon's protocol has paths as text.
-        let mut sink = if job.stream || file.output.to_str().is_none() { Sink::Here(Temporary::beside(&file.output)?) } else { Sink::Backend };
+        let mut sink = if job.stream || file.output.to_str().is_none() {
+            Sink::Here(Temporary::beside(&file.output)?)
+        } else {
+            Sink::Backend
+        };
         let mut losses = Losses::default();
         let finished = loop {
-            let (backend, daemon): (&dyn Backend, _) = match self.daemon.as_ref().filter(|_| !self.daemon_gone.load(Ordering::Relaxed)) {
-                Some(daemon) => (daemon, Some(daemon)),
-                None => (self.engine().await?.as_ref(), None),
-            };
+            let (backend, daemon): (&dyn Backend, _) =
+                match self.daemon.as_ref().filter(|_| !self.daemon_gone.load(Ordering::Relaxed)) {
+                    Some(daemon) => (daemon, Some(daemon)),
+                    None => (self.engine().await?.as_ref(), None),
+                };
             let error = match self.attempt(backend, file, &mut sink, reporter, &mut losses).await {
                 Ok(done) => break Finished { done, by: backend.name() },
                 Err(BackendError::Failed(failure)) => return Err(failure),
                 Err(error) => error,
             };
             let Some(daemon) = daemon else {
-                return Err(Failure::new(Cause::Kind(Kind::Unavailable), format!("the engine stopped: {}", chain(&error))));
+                return Err(Failure::new(
+                    Cause::Kind(Kind::Unavailable),
+                    format!("the engine stopped: {}", chain(&error)),
+                ));
             };
             daemon.forget_connection();
             if let Next::Here = self.after_loss(daemon, error, &mut losses, reporter).await {
@@ -207,7 +215,9 @@ impl Engines {
                 Event::Progress(counts) => reporter.progress(file.number, counts),
                 Event::Data(bytes) => match sink {
                     Sink::Here(part) => part.append(bytes).await?,
-                    Sink::Backend => return Err(Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for").into()),
+                    Sink::Backend => {
+                        return Err(Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for").into());
+                    }
                 },
                 Event::Done(done) => return Ok(done),
             }
@@ -216,7 +226,13 @@ impl Engines {
     }
 
     /// Waits before the daemon is asked again, or says that it will not be.
-    async fn after_loss(&self, daemon: &DaemonBackend, error: BackendError, losses: &mut Losses, reporter: &Reporter) -> Next {
+    async fn after_loss(
+        &self,
+        daemon: &DaemonBackend,
+        error: BackendError,
+        losses: &mut Losses,
+        reporter: &Reporter,
+    ) -> Next {
         let named = self.job.endpoint.as_ref().is_some_and(|endpoint| endpoint.named);
         if losses.count == 0
             && let BackendError::Unreachable { .. } = &error

@@ -92,13 +92,29 @@ const fn row(exit: Exit, kinds: &'static [&'static str], meaning: &'static str) 
 pub const EXITS: &[Row] = &[
     row(Exit::Ok, &[], "done; the output is complete and verified"),
     row(Exit::Internal, &["internal"], "a defect of dfget or dfdaemon"),
-    row(Exit::Usage, &["usage", "invalid"], "the command line makes no sense; every problem was listed, nothing was done"),
+    row(
+        Exit::Usage,
+        &["usage", "invalid"],
+        "the command line makes no sense; every problem was listed, nothing was done",
+    ),
     row(Exit::Digest, &["corrupt"], "the content is not what --digest or --md5 says; there is no output"),
     row(Exit::NotFound, &["not_found"], "the origin has no such thing (404, 410)"),
-    row(Exit::Denied, &["unauthorized", "forbidden"], "the origin refuses these credentials, or a rule forbids it (401, 403)"),
-    row(Exit::Unavailable, &["unavailable"], "the origin, or a part that is needed, does not answer (5xx, connection); a later try may succeed"),
+    row(
+        Exit::Denied,
+        &["unauthorized", "forbidden"],
+        "the origin refuses these credentials, or a rule forbids it (401, 403)",
+    ),
+    row(
+        Exit::Unavailable,
+        &["unavailable"],
+        "the origin, or a part that is needed, does not answer (5xx, connection); a later try may succeed",
+    ),
     row(Exit::NoSpace, &["no_space"], "no room on the disk"),
-    row(Exit::Output, &["output", "exists", "conflict"], "the output cannot be written, or exists and --no-clobber was given"),
+    row(
+        Exit::Output,
+        &["output", "exists", "conflict"],
+        "the output cannot be written, or exists and --no-clobber was given",
+    ),
     row(Exit::Timeout, &["timeout"], "--timeout is over"),
     row(Exit::NoPeer, &["no_peer"], "--disable-back-to-source was given and no peer has the content"),
     row(Exit::Throttled, &["throttled"], "the origin asks to come later (429)"),

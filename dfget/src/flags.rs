@@ -207,7 +207,9 @@ mod tests {
                 }
                 Effect::Either(longs, how) => {
                     assert!(longs.len() == 2 && !how.is_empty());
-                    assert!(longs.iter().all(|long| by_long(long).is_some_and(|f| matches!(f.effect, Effect::Does(_)))));
+                    assert!(
+                        longs.iter().all(|long| by_long(long).is_some_and(|f| matches!(f.effect, Effect::Does(_))))
+                    );
                 }
                 Effect::Does(what) => assert!(!what.is_empty()),
                 Effect::Refused(why) => assert!(!why.is_empty() && flag.group == Group::Refused),

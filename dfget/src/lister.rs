@@ -49,6 +49,9 @@ pub struct ListedFile {
 /// Without headers and URL: they may hold credentials.
 impl std::fmt::Debug for ListRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ListRequest").field("depth_max", &self.depth_max).field("files_max", &self.files_max).finish_non_exhaustive()
+        f.debug_struct("ListRequest")
+            .field("depth_max", &self.depth_max)
+            .field("files_max", &self.files_max)
+            .finish_non_exhaustive()
     }
 }

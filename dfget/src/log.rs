@@ -20,9 +20,11 @@ const FILE_NAME: &str = "dfget.log";
 /// When the log file cannot be written.
 pub(crate) fn init(options: &LogOptions) -> Result<(), Failure> {
     let level: LevelFilter = options.level.parse().unwrap_or(LevelFilter::INFO);
-    let stderr = options.stderr.then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(level));
+    let stderr =
+        options.stderr.then(|| tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(level));
     let file = options.folder.as_ref().map(|folder| open(folder)).transpose()?;
-    let file = file.map(|file| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Arc::new(file)).with_filter(level));
+    let file = file
+        .map(|file| tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Arc::new(file)).with_filter(level));
     // Fails only when the embedding program logs already; then it decides where to.
     let _ = tracing_subscriber::registry().with(stderr).with(file).try_init();
     Ok(())

@@ -13,9 +13,9 @@ use proto::{ByteRange, Digest, TaskSpec};
 use url::Url;
 
 pub use self::forms::Rate;
+use self::forms::Route as Pattern;
 pub(crate) use self::forms::compile;
 pub(crate) use self::name::is_plain_name;
-use self::forms::Route as Pattern;
 use crate::args::{Given, Item, Problem, is_level};
 use crate::backend::Route;
 use crate::flags::Effect;
@@ -198,7 +198,10 @@ pub struct Supernode {
 ///
 /// # Errors
 /// The problems, in the order of the command line.
-pub fn read(arguments: impl IntoIterator<Item = std::ffi::OsString>, current_dir: &Path) -> Result<Action, Vec<Problem>> {
+pub fn read(
+    arguments: impl IntoIterator<Item = std::ffi::OsString>,
+    current_dir: &Path,
+) -> Result<Action, Vec<Problem>> {
     let given = Given::read(arguments);
     let action = action(&given, current_dir);
     let problems = given.problems();
@@ -259,7 +262,15 @@ fn download(given: &Given, current_dir: &Path) -> Option<Job> {
         given.missing("--original-offset", "needs a --range");
     }
     let overwrite = !given.is_set("no-clobber");
-    exclusive(given, &[("overwrite", "no-clobber"), ("original-offset", "no-clobber"), ("force-hard-link", "transfer-from-dfdaemon"), ("force-hard-link", "original-offset")]);
+    exclusive(
+        given,
+        &[
+            ("overwrite", "no-clobber"),
+            ("original-offset", "no-clobber"),
+            ("force-hard-link", "transfer-from-dfdaemon"),
+            ("force-hard-link", "original-offset"),
+        ],
+    );
     if recursive.is_some() {
         for flag in ["range", "md5", "digest"] {
             if let Some(item) = given.one(flag) {
@@ -310,7 +321,10 @@ fn refuse(given: &Given) {
                 given.wrong(item, format!("{value:?} is neither a pattern (p2p, cdn, source) nor a priority (0 to 6)"));
             }
             Effect::Either(["timeout", _], _) if !is_time(value) && !is_path(value) => {
-                given.wrong(item, format!("{value:?} is neither a time (5m, 300) nor the path of a socket (with a / in it)"));
+                given.wrong(
+                    item,
+                    format!("{value:?} is neither a time (5m, 300) nor the path of a socket (with a / in it)"),
+                );
             }
             _ => {}
         }
@@ -347,7 +361,10 @@ fn source_url(given: &Given) -> Option<Url> {
     let item = match (flagged, free.next()) {
         (Some(item), None) | (None, Some(item)) => item,
         (Some(flagged), Some(free)) => {
-            given.wrong(free, format!("a second URL; the first one is argument {} ({})", flagged.place, flagged.written));
+            given.wrong(
+                free,
+                format!("a second URL; the first one is argument {} ({})", flagged.place, flagged.written),
+            );
             flagged
         }
         (None, None) => {
@@ -363,8 +380,11 @@ fn source_url(given: &Given) -> Option<Url> {
 
 /// The task: URL, digest, and what keeps it apart from others.
 fn identity(given: &Given, url: Url) -> TaskSpec {
-    let md5 = given.one("md5").and_then(|item| given.parsed(item, |text| format!("md5:{}", text.to_ascii_lowercase()).parse::<Digest>()));
-    let digest = given.one("digest").and_then(|item| given.parsed(item, |text| text.to_ascii_lowercase().parse::<Digest>()));
+    let md5 = given
+        .one("md5")
+        .and_then(|item| given.parsed(item, |text| format!("md5:{}", text.to_ascii_lowercase()).parse::<Digest>()));
+    let digest =
+        given.one("digest").and_then(|item| given.parsed(item, |text| text.to_ascii_lowercase().parse::<Digest>()));
     if let (Some(md5), Some(digest)) = (&md5, &digest)
         && md5 != digest
         && let Some(item) = given.one("digest")
@@ -394,7 +414,10 @@ fn identity(given: &Given, url: Url) -> TaskSpec {
 
 /// A short text that stands in messages and identities.
 fn text(given: &Given, long: &'static str) -> String {
-    given.one(long).and_then(|item| given.parsed(item, |text| forms::identity(text, IDENTITY_LEN_MAX))).unwrap_or_default()
+    given
+        .one(long)
+        .and_then(|item| given.parsed(item, |text| forms::identity(text, IDENTITY_LEN_MAX)))
+        .unwrap_or_default()
 }
 
 fn filters(given: &Given) -> Vec<String> {
@@ -423,7 +446,9 @@ fn headers(given: &Given) -> Vec<(String, Vec<u8>)> {
 /// `--range`, or a `Range` header as the old dfget took it.
 fn range(given: &Given, headers: &[(String, Vec<u8>)]) -> Option<ByteRange> {
     const EXPECTED: &str = "expected FIRST-LAST in bytes, for example 0-1023";
-    let flag = given.one("range").and_then(|item| given.parsed(item, |text| ByteRange::parse_inclusive(text).map_err(|_| EXPECTED)));
+    let flag = given
+        .one("range")
+        .and_then(|item| given.parsed(item, |text| ByteRange::parse_inclusive(text).map_err(|_| EXPECTED)));
     let header = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("range")).and_then(|(_, value)| {
         let range = std::str::from_utf8(value).ok().and_then(|text| ByteRange::parse_inclusive(text).ok());
         if range.is_none() {
@@ -442,8 +467,11 @@ fn range(given: &Given, headers: &[(String, Vec<u8>)]) -> Option<ByteRange> {
 fn recursive(given: &Given) -> Option<Recursive> {
     let on = given.is_set("recursive");
     let regex = |long| given.one(long).and_then(|item| given.parsed(item, forms::regex));
-    let number = |long, max: usize| given.one(long).and_then(|item| given.parsed(item, |text| forms::number(text, 0, max as u64)));
-    let include: Vec<String> = given.many("include-files").into_iter().filter_map(|item| given.parsed(item, forms::glob)).collect();
+    let number = |long, max: usize| {
+        given.one(long).and_then(|item| given.parsed(item, |text| forms::number(text, 0, max as u64)))
+    };
+    let include: Vec<String> =
+        given.many("include-files").into_iter().filter_map(|item| given.parsed(item, forms::glob)).collect();
     let (accept, reject) = (regex("accept-regex"), regex("reject-regex"));
     let level = number("level", LEVEL_MAX).map_or(DEFAULT_LEVEL, |n| n as usize);
     let files_max = number("max-files", FILES_MAX).map_or(DEFAULT_FILES_MAX, |n| n as usize);
@@ -453,7 +481,8 @@ fn recursive(given: &Given) -> Option<Recursive> {
         .map_or(DEFAULT_PARALLEL, |n| n as usize);
     let list = given.is_set("list");
     if !on {
-        let needing = ["include-files", "accept-regex", "reject-regex", "level", "max-files", "max-concurrent-requests"];
+        let needing =
+            ["include-files", "accept-regex", "reject-regex", "level", "max-files", "max-concurrent-requests"];
         let first = needing.into_iter().find_map(|long| given.many(long).into_iter().next());
         for item in first.into_iter().chain(given.switch("list")) {
             given.wrong(item, "needs --recursive");
@@ -505,7 +534,10 @@ fn endpoint(given: &Given, local: &LocalSettings, current_dir: &Path) -> Option<
     }
     Some(match item.and_then(|item| item.value.as_ref()) {
         Some(value) => {
-            let path = value.to_str().and_then(|text| text.strip_prefix("unix://")).map_or_else(|| Path::new(value), Path::new);
+            let path = value
+                .to_str()
+                .and_then(|text| text.strip_prefix("unix://"))
+                .map_or_else(|| Path::new(value), Path::new);
             Endpoint { path: current_dir.join(path), named: true }
         }
         None => Endpoint { path: DEFAULT_ENDPOINT.into(), named: false },
@@ -530,7 +562,10 @@ fn route(given: &Given, local: &LocalSettings) -> (Route, bool, u32) {
         route = Route::OriginOnly;
     }
     if never && route == Route::OriginOnly {
-        given.missing("--disable-back-to-source", "the download goes straight to the origin (--pattern source, --insecure or --cacerts)");
+        given.missing(
+            "--disable-back-to-source",
+            "the download goes straight to the origin (--pattern source, --insecure or --cacerts)",
+        );
     }
     (route, never, level)
 }
@@ -538,15 +573,21 @@ fn route(given: &Given, local: &LocalSettings) -> (Route, bool, u32) {
 fn local(given: &Given, current_dir: &Path) -> LocalSettings {
     let path = |item: &Item| item.value.as_ref().map(|value| current_dir.join(value));
     let folder = |long| given.one(long).and_then(path);
-    let time = |long| given.one(long).and_then(|item| given.parsed(item, forms::time)).filter(|time: &Duration| !time.is_zero());
-    let within = |long, max: u64| given.one(long).and_then(|item| given.parsed(item, |text| forms::number(text, 1, max)));
-    let supernodes = given.many("node").into_iter().filter_map(|item| given.parsed(item, forms::nodes)).flatten().collect();
+    let time = |long| {
+        given.one(long).and_then(|item| given.parsed(item, forms::time)).filter(|time: &Duration| !time.is_zero())
+    };
+    let within =
+        |long, max: u64| given.one(long).and_then(|item| given.parsed(item, |text| forms::number(text, 1, max)));
+    let supernodes =
+        given.many("node").into_iter().filter_map(|item| given.parsed(item, forms::nodes)).flatten().collect();
     LocalSettings {
         supernodes,
         home: folder("home"),
         data_dir: folder("datadir"),
         cache_dir: folder("cachedir"),
-        ip: given.one("ip").and_then(|item| given.parsed(item, |text| text.parse::<IpAddr>().map_err(|_| "not an IP address"))),
+        ip: given
+            .one("ip")
+            .and_then(|item| given.parsed(item, |text| text.parse::<IpAddr>().map_err(|_| "not an IP address"))),
         port: within("port", u64::from(u16::MAX)).and_then(|port| u16::try_from(port).ok()),
         alive: time("alivetime"),
         expire: time("expiretime"),

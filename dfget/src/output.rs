@@ -41,8 +41,12 @@ impl Drop for MadeFolders {
 /// When the output exists and may not be replaced, is a folder, or its folder cannot be written.
 pub fn prepare(path: &Path, overwrite: bool) -> Result<MadeFolders, Failure> {
     match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => return Err(Failure::new(Cause::Output, format!("cannot write {}: it is a folder", path.display()))),
-        Ok(_) if !overwrite => return Err(Failure::new(Cause::Exists, format!("{} exists, and --no-clobber was given", path.display()))),
+        Ok(meta) if meta.is_dir() => {
+            return Err(Failure::new(Cause::Output, format!("cannot write {}: it is a folder", path.display())));
+        }
+        Ok(_) if !overwrite => {
+            return Err(Failure::new(Cause::Exists, format!("{} exists, and --no-clobber was given", path.display())));
+        }
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(Failure::of_output(path, "write", &error)),
@@ -98,7 +102,9 @@ impl Temporary {
         let path = output.with_file_name(name);
         // Left behind by a process of the same number that was killed.
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Failure::of_output(&path, "replace", &error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::of_output(&path, "replace", &error));
+            }
             _ => {}
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
@@ -158,7 +164,10 @@ impl Temporary {
     /// # Errors
     /// When reading or writing fails.
     pub fn finish_into(self, output: &Path, offset: u64) -> Result<(), Failure> {
-        let copied = OpenOptions::new().write(true).open(output).and_then(|target| copy(&self.file, self.length, &target, offset));
+        let copied = OpenOptions::new()
+            .write(true)
+            .open(output)
+            .and_then(|target| copy(&self.file, self.length, &target, offset));
         copied.map_err(|error| Failure::of_output(output, "write", &error))
     }
 }

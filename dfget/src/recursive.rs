@@ -43,7 +43,12 @@ struct Filter {
 ///
 /// # Errors
 /// When it cannot be listed, or a name in it is unsafe. Files that fail are in the result instead.
-pub async fn run(engines: &Arc<Engines>, recursive: &Recursive, parts: &dyn Parts, reporter: &Arc<Reporter>) -> Result<Folder, Failure> {
+pub async fn run(
+    engines: &Arc<Engines>,
+    recursive: &Recursive,
+    parts: &dyn Parts,
+    reporter: &Arc<Reporter>,
+) -> Result<Folder, Failure> {
     let job = engines.job();
     let files = find(job, recursive, parts).await?;
     if recursive.list {
@@ -70,7 +75,9 @@ pub async fn run(engines: &Arc<Engines>, recursive: &Recursive, parts: &dyn Part
             None => return Ok(folder),
             Some(Ok(Ok(finished))) => folder.finished.push(finished),
             Some(Ok(Err(failure))) => folder.failures.push(failure),
-            Some(Err(error)) => folder.failures.push(Failure::new(Cause::Kind(Kind::Internal), format!("a download ended in a defect: {error}"))),
+            Some(Err(error)) => folder
+                .failures
+                .push(Failure::new(Cause::Kind(Kind::Internal), format!("a download ended in a defect: {error}"))),
         }
     }
 }
@@ -93,14 +100,22 @@ async fn find(job: &Job, recursive: &Recursive, parts: &dyn Parts) -> Result<Vec
     let mut files = Vec::new();
     for file in listed.files {
         if !is_safe(&file.path) {
-            return Err(Failure::new(Cause::Kind(Kind::Invalid), format!("the listing holds an unsafe name: {:?}", file.path)));
+            return Err(Failure::new(
+                Cause::Kind(Kind::Invalid),
+                format!("the listing holds an unsafe name: {:?}", file.path),
+            ));
         }
         if filter.takes(&file) && seen.insert(file.path.clone()) {
             files.push(file);
         }
     }
     if files.len() > recursive.files_max {
-        let message = format!("{} files under {}, more than --max-files {}", files.len(), shown(&job.spec.url), recursive.files_max);
+        let message = format!(
+            "{} files under {}, more than --max-files {}",
+            files.len(),
+            shown(&job.spec.url),
+            recursive.files_max
+        );
         return Err(Failure::new(Cause::Kind(Kind::Invalid), message));
     }
     Ok(files)
@@ -134,8 +149,13 @@ impl Filter {
         let usage = |what: String| Failure::new(Cause::Usage, what);
         let (mut names, mut paths) = (GlobSetBuilder::new(), GlobSetBuilder::new());
         for pattern in &recursive.include {
-            let glob = GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| usage(error.to_string()))?;
-            if pattern.contains('/') { paths.add(glob) } else { names.add(glob) };
+            let glob =
+                GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| usage(error.to_string()))?;
+            if pattern.contains('/') {
+                paths.add(glob)
+            } else {
+                names.add(glob)
+            };
         }
         let regex = |text: &Option<String>| text.as_deref().map(compile).transpose().map_err(usage);
         Ok(Self {

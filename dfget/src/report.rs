@@ -186,7 +186,6 @@ impl Reporter {
         self.notice(&format!("{reason}; downloading in this process"));
     }
 
-
     /// A folder was listed.
     pub fn listed(&self, files: usize) {
         self.event(json!({ "event": "listed", "files": files }));
@@ -315,7 +314,8 @@ fn worst(folder: &Folder) -> Option<Failure> {
     let of = folder.finished.len() + folder.failures.len();
     let same = folder.failures.iter().all(|failure| failure.exit() == first.exit());
     let cause = if same { first.cause } else { Cause::Several };
-    let mut failure = Failure::new(cause, format!("{} of {of} files failed; the first: {}", folder.failures.len(), first.message));
+    let mut failure =
+        Failure::new(cause, format!("{} of {of} files failed; the first: {}", folder.failures.len(), first.message));
     if same {
         failure.reason = first.reason;
         failure.origin_status = first.origin_status;

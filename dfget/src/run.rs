@@ -84,7 +84,9 @@ fn download(job: Job, parts: Arc<dyn Parts>) -> Exit {
     let exit = runtime.block_on(async {
         let cancel = match signals() {
             Ok(cancel) => cancel,
-            Err(error) => return fail(&Failure::new(Cause::Kind(Kind::Internal), format!("cannot watch signals: {error}"))),
+            Err(error) => {
+                return fail(&Failure::new(Cause::Kind(Kind::Internal), format!("cannot watch signals: {error}")));
+            }
         };
         execute(job, parts, Arc::clone(&reporter), cancel).await
     });
@@ -157,7 +159,8 @@ async fn work(engines: &Arc<Engines>, parts: &dyn Parts, reporter: &Arc<Reporter
     }
     match &job.recursive {
         None => {
-            let file = FileJob { number: 0, spec: job.spec.clone(), headers: job.headers.clone(), output: job.output.clone() };
+            let file =
+                FileJob { number: 0, spec: job.spec.clone(), headers: job.headers.clone(), output: job.output.clone() };
             let result = engines.download(&file, reporter).await;
             reporter.result(&file.output, &result);
             result.map_or_else(|failure| failure.exit(), |_| Exit::Ok)

@@ -28,7 +28,10 @@ struct Ended {
 
 impl Ended {
     fn lines(&self) -> Vec<Value> {
-        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+        self.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}")))
+            .collect()
     }
 
     fn last(&self) -> Value {
@@ -96,7 +99,8 @@ impl Scene {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
@@ -111,7 +115,11 @@ fn end(child: Child) -> Ended {
 fn a_file_comes_quietly_and_is_replaced() {
     let scene = Scene::new();
     let content = scene.content("f.bin", 200_000);
-    for flags in [vec!["http://h/d/f.bin"], vec!["-u", "http://h/d/f.bin", "-o", "f.bin"], vec!["http://h/f.bin", "-O", "f.bin", "--overwrite"]] {
+    for flags in [
+        vec!["http://h/d/f.bin"],
+        vec!["-u", "http://h/d/f.bin", "-o", "f.bin"],
+        vec!["http://h/f.bin", "-O", "f.bin", "--overwrite"],
+    ] {
         let ended = scene.run(&flags);
         assert_eq!((ended.code, ended.stdout.as_str(), ended.stderr.as_str()), (0, "", ""), "{flags:?}");
         assert_eq!(std::fs::read(scene.out("f.bin")).unwrap(), content);
@@ -134,11 +142,17 @@ fn json_has_events_and_a_result() {
         assert_eq!((ended.code, ended.stderr.as_str()), (0, ""));
         assert!(!ended.stdout.contains("secret") && !ended.stdout.contains("pw"));
         let lines = ended.lines();
-        assert_eq!((&lines[0]["event"], &lines[0]["by"], &lines[0]["length"]), (&"started".into(), &"dfdaemon".into(), &300_000.into()));
+        assert_eq!(
+            (&lines[0]["event"], &lines[0]["by"], &lines[0]["length"]),
+            (&"started".into(), &"dfdaemon".into(), &300_000.into())
+        );
         assert!(lines.iter().any(|line| line["event"] == "progress"));
         let last = ended.last();
         assert_eq!(last["ok"], true);
-        assert_eq!((&last["length"], &last["from_peers"], &last["from_origin"], &last["from_cache"]), (&300_000.into(), &300_000.into(), &0.into(), &0.into()));
+        assert_eq!(
+            (&last["length"], &last["from_peers"], &last["from_origin"], &last["from_cache"]),
+            (&300_000.into(), &300_000.into(), &0.into(), &0.into())
+        );
         assert_eq!(last["output"], scene.out("new/folder/g").to_str().unwrap());
         assert!(last["seconds"].as_f64().unwrap() > 0.0);
         assert_eq!(std::fs::read(scene.out("new/folder/g")).unwrap().len(), 300_000);
@@ -162,7 +176,10 @@ fn what_the_daemon_is_told() {
     assert_eq!(spec.filtered_query_params, ["a", "b"]);
     let headers: Vec<_> = request.headers.iter().map(|h| (h.name.as_str(), &h.value[..])).collect();
     assert_eq!(headers, [("x-a", b"b".as_slice()), ("cookie", b"c=d")]);
-    assert_eq!((request.route, request.priority, request.rate_bytes_per_s, request.rate_min_bytes_per_s), (1, 3, 20 << 20, 64 << 10));
+    assert_eq!(
+        (request.route, request.priority, request.rate_bytes_per_s, request.rate_min_bytes_per_s),
+        (1, 3, 20 << 20, 64 << 10)
+    );
     assert!((300_000..=305_000).contains(&request.timeout_ms), "{}", request.timeout_ms);
     assert!(request.disable_back_to_source && request.force_hard_link && request.overwrite);
     assert_eq!(request.output, scene.out("f").to_str().unwrap());
@@ -193,14 +210,25 @@ fn failures_have_codes_of_their_own_and_leave_nothing() {
         let ended = scene.run(&["--json", "http://h/f", "-O", "f"]);
         let last = ended.last();
         assert_eq!(ended.code, code, "{last}");
-        assert_eq!((&last["ok"], &last["kind"], &last["reason"]), (&false.into(), &label.into(), &given.into()), "{last}");
+        assert_eq!(
+            (&last["ok"], &last["kind"], &last["reason"]),
+            (&false.into(), &label.into(), &given.into()),
+            "{last}"
+        );
         assert_eq!(last["origin_status"], if status == 0 { Value::Null } else { status.into() });
         assert_eq!(std::fs::read(scene.out("f")).unwrap(), b"old");
     }
-    for (deed, code) in [(Deed::Lie, 1), (Deed::Refuse(Code::PermissionDenied), 5), (Deed::Refuse(Code::InvalidArgument), 2)] {
+    for (deed, code) in
+        [(Deed::Lie, 1), (Deed::Refuse(Code::PermissionDenied), 5), (Deed::Refuse(Code::InvalidArgument), 2)]
+    {
         scene.will(deed);
         let ended = scene.run(&["http://h/f", "--transfer-from-dfdaemon", "-O", "f"]);
-        assert_eq!((ended.code, ended.stderr.lines().count(), ended.stdout.as_str()), (code, 1, ""), "{}", ended.stderr);
+        assert_eq!(
+            (ended.code, ended.stderr.lines().count(), ended.stdout.as_str()),
+            (code, 1, ""),
+            "{}",
+            ended.stderr
+        );
         assert_eq!(std::fs::read(scene.out("f")).unwrap(), b"old");
     }
     assert_eq!(scene.run(&["http://h/nowhere", "-O", "made/for/it/x"]).code, 4);
@@ -227,11 +255,20 @@ fn every_problem_of_a_command_line_is_named() {
     assert_eq!(ended.code, 2);
     let lines: Vec<_> = ended.stderr.lines().collect();
     assert_eq!(lines.len(), 5, "{}", ended.stderr);
-    for (line, part) in lines.iter().zip(["argument 3 (--digset)", "argument 5 (s3://b/k)", "argument 6 (-p)", "argument 8 (--storage-region)", "see dfget --help"]) {
+    for (line, part) in lines.iter().zip([
+        "argument 3 (--digset)",
+        "argument 5 (s3://b/k)",
+        "argument 6 (-p)",
+        "argument 8 (--storage-region)",
+        "see dfget --help",
+    ]) {
         assert!(line.starts_with("dfget: ") && line.contains(part), "{line}");
     }
     let ended = scene.run(&["--json", "--nonsense"]);
-    assert_eq!((ended.code, &ended.last()["kind"], ended.last()["problems"].as_array().unwrap().len()), (2, &"usage".into(), 2));
+    assert_eq!(
+        (ended.code, &ended.last()["kind"], ended.last()["problems"].as_array().unwrap().len()),
+        (2, &"usage".into(), 2)
+    );
 }
 
 #[test]
@@ -295,7 +332,11 @@ fn signals_and_the_timeout_cancel_cleanly() {
     for (n, signal) in [Signal::INT, Signal::TERM].into_iter().enumerate() {
         scene.will(Deed::StopAfter(300_000));
         let child = scene.spawn(&["http://h/f", "--transfer-from-dfdaemon", "-O", "f"]);
-        scene.wait_for(|| scene.outputs().iter().any(|name| name.ends_with(".part") && std::fs::metadata(scene.out(name)).is_ok_and(|meta| meta.len() > 200_000)));
+        scene.wait_for(|| {
+            scene.outputs().iter().any(|name| {
+                name.ends_with(".part") && std::fs::metadata(scene.out(name)).is_ok_and(|meta| meta.len() > 200_000)
+            })
+        });
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
         let ended = end(child);
         assert_eq!((ended.code, ended.stderr.as_str()), (130, "dfget: cancelled\n"));

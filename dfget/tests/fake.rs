@@ -25,7 +25,11 @@ const CHUNK: usize = 64 << 10;
 #[derive(Clone, Debug)]
 pub enum Deed {
     Serve,
-    Fail { kind: wire::Kind, status: u32, reason: u32 },
+    Fail {
+        kind: wire::Kind,
+        status: u32,
+        reason: u32,
+    },
     Refuse(tonic::Code),
     /// Sends so many bytes, or writes them into its own temporary file, and then no more, ever.
     StopAfter(usize),
@@ -66,7 +70,9 @@ impl Fake {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = TowerToHyperService::new(service.clone());
                 // Ends with the runtime, as everything here.
-                tokio::spawn(async move { Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await });
+                tokio::spawn(async move {
+                    Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await
+                });
             }
         });
         Self { shared, runtime: Some(runtime) }
@@ -143,7 +149,12 @@ async fn carry_out(folder: &Path, request: &wire::DownloadRequest, deed: Deed, s
         },
     };
     let length = content.len() as u64;
-    let meta = wire::TaskMeta { task_id: vec![1; 32].into(), generation: vec![2; 16].into(), length: Some(length), ..Default::default() };
+    let meta = wire::TaskMeta {
+        task_id: vec![1; 32].into(),
+        generation: vec![2; 16].into(),
+        length: Some(length),
+        ..Default::default()
+    };
     say(sender, Body::Started(wire::DownloadStarted { meta: Some(meta), from_cache: false })).await?;
     let mut part = (!request.output.is_empty()).then(|| Part::beside(Path::new(&request.output)));
     let mut sent = 0;
@@ -159,12 +170,15 @@ async fn carry_out(folder: &Path, request: &wire::DownloadRequest, deed: Deed, s
             None => say(sender, Body::Data(Bytes::copy_from_slice(chunk))).await?,
         }
         sent += chunk.len();
-        let progress = wire::DownloadProgress { bytes: sent as u64, from_peers: sent as u64, from_origin: 0, from_cache: 0 };
+        let progress =
+            wire::DownloadProgress { bytes: sent as u64, from_peers: sent as u64, from_origin: 0, from_cache: 0 };
         say(sender, Body::Progress(progress)).await?;
     }
     match deed {
         Deed::HangUp => return Ok(()),
-        Deed::Lie => return say(sender, Body::Done(wire::DownloadDone { length: length + 1, ..Default::default() })).await,
+        Deed::Lie => {
+            return say(sender, Body::Done(wire::DownloadDone { length: length + 1, ..Default::default() })).await;
+        }
         _ => {}
     }
     // Long enough for downloads at the same time to overlap.
@@ -174,7 +188,17 @@ async fn carry_out(folder: &Path, request: &wire::DownloadRequest, deed: Deed, s
             return say(sender, Body::Failed(failed)).await;
         }
     }
-    say(sender, Body::Done(wire::DownloadDone { length, from_peers: length, from_origin: 0, from_cache: 0, output_by: "copy".into() })).await
+    say(
+        sender,
+        Body::Done(wire::DownloadDone {
+            length,
+            from_peers: length,
+            from_origin: 0,
+            from_cache: 0,
+            output_by: "copy".into(),
+        }),
+    )
+    .await
 }
 
 /// The daemon's own temporary file.
@@ -191,11 +215,17 @@ impl Part {
         if request.original_offset {
             use std::os::unix::fs::FileExt as _;
             let file = std::fs::OpenOptions::new().write(true).open(output).unwrap();
-            file.write_all_at(&std::fs::read(&self.1).unwrap(), request.spec.as_ref().unwrap().range_start.unwrap()).unwrap();
+            file.write_all_at(&std::fs::read(&self.1).unwrap(), request.spec.as_ref().unwrap().range_start.unwrap())
+                .unwrap();
             return None;
         }
         if !request.overwrite && output.is_file() {
-            return Some(wire::DownloadFailed { kind: wire::Kind::Conflict.into(), message: "it exists".into(), origin_status: 0, reason: 6 });
+            return Some(wire::DownloadFailed {
+                kind: wire::Kind::Conflict.into(),
+                message: "it exists".into(),
+                origin_status: 0,
+                reason: 6,
+            });
         }
         std::fs::rename(&self.1, output).unwrap();
         None

@@ -104,7 +104,10 @@ async fn run(job: Job, stage: &Arc<Stage>) -> Exit {
 fn stage(files: &[(&str, &str, &'static [u8])]) -> Arc<Stage> {
     Arc::new(Stage {
         contents: files.iter().map(|(_, url, content)| ((*url).to_owned(), *content)).collect(),
-        listing: files.iter().map(|(path, url, _)| ListedFile { path: path.into(), url: url.parse().unwrap() }).collect(),
+        listing: files
+            .iter()
+            .map(|(path, url, _)| ListedFile { path: path.into(), url: url.parse().unwrap() })
+            .collect(),
         ..Stage::default()
     })
 }
@@ -118,14 +121,23 @@ async fn without_a_daemon_the_engine_runs_here() {
     let dir = tempfile::tempdir().unwrap();
     let stage = stage(&[("", "http://h/f", b"abc")]);
     let socket = dir.path().join("none.sock");
-    assert_eq!(run(job(&dir, &format!("http://h/f -n s:1 --alivetime 5 -e {}", socket.display())), &stage).await, Exit::Ok);
+    assert_eq!(
+        run(job(&dir, &format!("http://h/f -n s:1 --alivetime 5 -e {}", socket.display())), &stage).await,
+        Exit::Ok
+    );
     assert_eq!(read(&dir, "f").as_deref(), Some("abc"));
     let settings = stage.settings.lock().pop().unwrap();
-    assert_eq!((settings.supernodes[0].endpoint.as_str(), settings.alive), ("http://s:1", Some(Duration::from_secs(5))));
+    assert_eq!(
+        (settings.supernodes[0].endpoint.as_str(), settings.alive),
+        ("http://s:1", Some(Duration::from_secs(5)))
+    );
     assert_eq!(stage.lingered.load(Ordering::SeqCst), 1);
     // A socket that nobody listens on any more.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
-    assert_eq!(run(job(&dir, &format!("http://h/f -O g -e {} --transfer-from-dfdaemon", socket.display())), &stage).await, Exit::Ok);
+    assert_eq!(
+        run(job(&dir, &format!("http://h/f -O g -e {} --transfer-from-dfdaemon", socket.display())), &stage).await,
+        Exit::Ok
+    );
     assert_eq!(read(&dir, "g").as_deref(), Some("abc"));
     assert_eq!(run(job(&dir, "http://h/f -O insecure --insecure"), &stage).await, Exit::Ok);
     assert!(stage.settings.lock().last().unwrap().insecure);
@@ -164,11 +176,16 @@ async fn a_daemon_that_stays_away_is_replaced_after_ten_seconds() {
 #[tokio::test]
 async fn folders_come_file_by_file() {
     let dir = tempfile::tempdir().unwrap();
-    let files: Vec<(String, String)> = (0..20).map(|n| (format!("a/b{}/f{n}.txt", n % 3), format!("http://h/d/a/b{}/f{n}.txt", n % 3))).collect();
-    let mut listing: Vec<(&str, &str, &'static [u8])> = files.iter().map(|(path, url)| (path.as_str(), url.as_str(), b"x".as_slice())).collect();
+    let files: Vec<(String, String)> =
+        (0..20).map(|n| (format!("a/b{}/f{n}.txt", n % 3), format!("http://h/d/a/b{}/f{n}.txt", n % 3))).collect();
+    let mut listing: Vec<(&str, &str, &'static [u8])> =
+        files.iter().map(|(path, url)| (path.as_str(), url.as_str(), b"x".as_slice())).collect();
     listing.push(("skip.gz", "http://h/d/skip.gz", b"no"));
     let stage = stage(&listing);
-    let job = job(&dir, "--no-daemon -r http://h/d/ -O out/ -I *.txt --reject-regex f1\\d --max-concurrent-requests 3 --level 2 --max-files 10 -H A:b");
+    let job = job(
+        &dir,
+        "--no-daemon -r http://h/d/ -O out/ -I *.txt --reject-regex f1\\d --max-concurrent-requests 3 --level 2 --max-files 10 -H A:b",
+    );
     assert_eq!(run(job, &stage).await, Exit::Ok);
     assert_eq!(stage.requests.lock().len(), 10);
     assert_eq!(stage.most.load(Ordering::SeqCst), 3);

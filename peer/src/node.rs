@@ -47,6 +47,8 @@ pub struct PeerConfig {
     pub upload_slots: u32,
     /// Data connections to one neighbour at most.
     pub data_connections: usize,
+    /// Pieces of one task asked for at the same time at most.
+    pub pieces_in_flight: u32,
     /// Memory for pieces that have arrived in part.
     pub receive_buffer: ByteSize,
     /// Connections from other hosts at most.
@@ -186,6 +188,7 @@ impl Default for PeerConfig {
             congestion: String::new(),
             upload_slots: UploadConfig::default().slots,
             data_connections: 2,
+            pieces_in_flight: PickerConfig::default().outstanding_max,
             receive_buffer: ByteSize::mib(48),
             max_connections: 4096,
         }
@@ -229,6 +232,7 @@ impl Validate for PeerConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.transports.is_empty(), "transports", "name tcp, quic or both");
         problems.check((1..=1024).contains(&self.upload_slots), "upload_slots", "1 to 1024 are allowed");
+        problems.check((1..=1024).contains(&self.pieces_in_flight), "pieces_in_flight", "1 to 1024 are allowed");
         problems.check((1..=16).contains(&self.data_connections), "data_connections", "1 to 16 are allowed");
         problems.check(
             self.receive_buffer >= ByteSize::mib(8),
@@ -311,7 +315,11 @@ impl NodeConfig {
     fn engine(&self) -> EngineConfig {
         EngineConfig {
             seed: self.seed,
-            picker: PickerConfig { starving_after: self.tasks.starving_after, ..PickerConfig::default() },
+            picker: PickerConfig {
+                starving_after: self.tasks.starving_after,
+                outstanding_max: self.peer.pieces_in_flight,
+                ..PickerConfig::default()
+            },
             announce: AnnounceConfig { seed: self.seed, ..AnnounceConfig::default() },
             upload: UploadConfig { slots: self.peer.upload_slots, ..UploadConfig::default() },
             data_connections_per_peer: self.peer.data_connections,

@@ -128,7 +128,7 @@ impl Backend for DaemonBackend {
     }
 }
 
-fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
+pub(super) fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
     let output = request.output.unwrap_or(Output {
         path: PathBuf::new(),
         overwrite: false,
@@ -137,7 +137,8 @@ fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
     });
-    let timeout = request.timeout.map_or(0, |timeout| u32::try_from((timeout + TIMEOUT_GRACE).as_millis()).unwrap_or(u32::MAX));
+    let timeout =
+        request.timeout.map_or(0, |timeout| u32::try_from((timeout + TIMEOUT_GRACE).as_millis()).unwrap_or(u32::MAX));
     let mut message = tonic::Request::new(wire::DownloadRequest {
         spec: Some(wire::TaskSpec::from(&request.spec)),
         headers: request.headers.into_iter().map(|(name, value)| wire::Header { name, value: value.into() }).collect(),
@@ -167,7 +168,7 @@ fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
 }
 
 /// An event of the wire; `None` when it is of a kind this build does not know.
-fn event(event: wire::DownloadEvent) -> Result<Option<Event>, BackendError> {
+pub(super) fn event(event: wire::DownloadEvent) -> Result<Option<Event>, BackendError> {
     use wire::download_event::Body;
     Ok(Some(match event.body {
         None => return Ok(None),
@@ -175,12 +176,20 @@ fn event(event: wire::DownloadEvent) -> Result<Option<Event>, BackendError> {
             let meta = started.meta.unwrap_or_default();
             Event::Started(Started { key: meta.key().ok(), length: meta.length, from_cache: started.from_cache })
         }
-        Some(Body::Progress(p)) => {
-            Event::Progress(Counts { bytes: p.bytes, from_peers: p.from_peers, from_origin: p.from_origin, from_cache: p.from_cache })
-        }
+        Some(Body::Progress(p)) => Event::Progress(Counts {
+            bytes: p.bytes,
+            from_peers: p.from_peers,
+            from_origin: p.from_origin,
+            from_cache: p.from_cache,
+        }),
         Some(Body::Data(bytes)) => Event::Data(bytes),
         Some(Body::Done(done)) => Event::Done(Done {
-            counts: Counts { bytes: done.length, from_peers: done.from_peers, from_origin: done.from_origin, from_cache: done.from_cache },
+            counts: Counts {
+                bytes: done.length,
+                from_peers: done.from_peers,
+                from_origin: done.from_origin,
+                from_cache: done.from_cache,
+            },
             output_by: done.output_by,
         }),
         Some(Body::Failed(failed)) => {
@@ -195,7 +204,9 @@ fn judge(status: Status) -> BackendError {
     let kind = match status.code() {
         // Only what this side makes up has a source: the transport failed, whatever code it chose.
         _ if std::error::Error::source(&status).is_some() => return BackendError::Lost(Some(Box::new(status))),
-        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Aborted => return BackendError::Lost(Some(Box::new(status))),
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Aborted => {
+            return BackendError::Lost(Some(Box::new(status)));
+        }
         Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => Kind::Invalid,
         Code::NotFound => Kind::NotFound,
         Code::AlreadyExists => Kind::Conflict,
@@ -220,6 +231,9 @@ mod tests {
         assert!(lost(Status::from_error(Box::new(io::Error::from(io::ErrorKind::BrokenPipe)))));
         assert!(!lost(Status::internal("x")));
         let BackendError::Failed(failure) = judge(Status::permission_denied("not your file")) else { panic!() };
-        assert_eq!((failure.exit(), failure.message.as_str()), (crate::exit::Exit::Denied, "the dfdaemon refuses: not your file"));
+        assert_eq!(
+            (failure.exit(), failure.message.as_str()),
+            (crate::exit::Exit::Denied, "the dfdaemon refuses: not your file")
+        );
     }
 }

@@ -21,7 +21,8 @@ const REGEX_SIZE_MAX: usize = 1 << 20;
 const TIME_MAX: Duration = Duration::from_secs(40 * 24 * 60 * 60);
 
 /// URL schemes that the older programs had and this one has not yet.
-const SCHEMES_TO_COME: [&str; 11] = ["s3", "gs", "abs", "oss", "obs", "cos", "hdfs", "hf", "modelscope", "opencsg", "oras"];
+const SCHEMES_TO_COME: [&str; 11] =
+    ["s3", "gs", "abs", "oss", "obs", "cos", "hdfs", "hf", "modelscope", "opencsg", "oras"];
 
 /// A byte rate; `None` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,19 +49,38 @@ impl FromStr for Route {
     }
 }
 
-const RATE_EXPECTED: &str = "expected a rate such as 20M or 512K (bytes per second, powers of 1024), 25MB/s, 16MiB/s, 200Mb/s, or unlimited";
+const RATE_EXPECTED: &str =
+    "expected a rate such as 20M or 512K (bytes per second, powers of 1024), 25MB/s, 16MiB/s, 200Mb/s, or unlimited";
 
 /// Powers of 1024 and of 1000; the factor in bits.
 const RATE_UNITS: &[(&str, u64)] = &[
-    ("GiB/s", 8 << 30), ("MiB/s", 8 << 20), ("KiB/s", 8 << 10),
-    ("GB/s", 8_000_000_000), ("MB/s", 8_000_000), ("KB/s", 8_000), ("kB/s", 8_000), ("B/s", 8),
-    ("Gb/s", 1_000_000_000), ("Mb/s", 1_000_000), ("Kb/s", 1_000), ("kb/s", 1_000), ("b/s", 1),
+    ("GiB/s", 8 << 30),
+    ("MiB/s", 8 << 20),
+    ("KiB/s", 8 << 10),
+    ("GB/s", 8_000_000_000),
+    ("MB/s", 8_000_000),
+    ("KB/s", 8_000),
+    ("kB/s", 8_000),
+    ("B/s", 8),
+    ("Gb/s", 1_000_000_000),
+    ("Mb/s", 1_000_000),
+    ("Kb/s", 1_000),
+    ("kb/s", 1_000),
+    ("b/s", 1),
 ];
 /// As the old dfget wrote them, in any case.
 const SIZE_UNITS: &[(&str, u64)] = &[
-    ("gib", 1 << 30), ("mib", 1 << 20), ("kib", 1 << 10),
-    ("gb", 1 << 30), ("mb", 1 << 20), ("kb", 1 << 10),
-    ("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10), ("b", 1), ("", 1),
+    ("gib", 1 << 30),
+    ("mib", 1 << 20),
+    ("kib", 1 << 10),
+    ("gb", 1 << 30),
+    ("mb", 1 << 20),
+    ("kb", 1 << 10),
+    ("g", 1 << 30),
+    ("m", 1 << 20),
+    ("k", 1 << 10),
+    ("b", 1),
+    ("", 1),
 ];
 
 impl FromStr for Rate {
@@ -72,8 +92,10 @@ impl FromStr for Rate {
             return Ok(Self(None));
         }
         let bytes = if text.ends_with("/s") {
-            let (number, bits) =
-                RATE_UNITS.iter().find_map(|(unit, bits)| Some((text.strip_suffix(unit)?, *bits))).ok_or(RATE_EXPECTED)?;
+            let (number, bits) = RATE_UNITS
+                .iter()
+                .find_map(|(unit, bits)| Some((text.strip_suffix(unit)?, *bits)))
+                .ok_or(RATE_EXPECTED)?;
             scaled(number, bits, 8)
         } else {
             bytes(text)
@@ -113,7 +135,8 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let time = match text.parse::<u64>() {
         Ok(seconds) if text.bytes().all(|b| b.is_ascii_digit()) => Duration::from_secs(seconds),
-        _ => humantime::parse_duration(text).map_err(|_| "expected a time such as 90s, 5m, 1h30m, or seconds".to_owned())?,
+        _ => humantime::parse_duration(text)
+            .map_err(|_| "expected a time such as 90s, 5m, 1h30m, or seconds".to_owned())?,
     };
     if time > TIME_MAX { Err("more than 40 days".to_owned()) } else { Ok(time) }
 }
@@ -148,8 +171,12 @@ pub(super) fn url(text: &str) -> Result<Url, String> {
     match url.scheme() {
         "http" | "https" if url.host().is_none() => Err("it names no host".to_owned()),
         "http" | "https" => Ok(url),
-        scheme if SCHEMES_TO_COME.contains(&scheme) => Err(format!("{scheme} URLs are not built yet; http and https are")),
-        scheme => Err(format!("{} URLs are not known; http and https are", scheme.chars().take(32).collect::<String>())),
+        scheme if SCHEMES_TO_COME.contains(&scheme) => {
+            Err(format!("{scheme} URLs are not built yet; http and https are"))
+        }
+        scheme => {
+            Err(format!("{} URLs are not known; http and https are", scheme.chars().take(32).collect::<String>()))
+        }
     }
 }
 
@@ -159,8 +186,10 @@ pub(super) fn header(text: &str, len_max: usize) -> Result<(String, Vec<u8>), St
         return Err(format!("longer than {len_max} bytes"));
     }
     let (name, value) = text.split_once(':').ok_or("expected Name: value")?;
-    let name = http::HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| "the name before the colon is no header name")?;
-    let value = http::HeaderValue::from_str(value.trim()).map_err(|_| "the value behind the colon has characters a header may not have")?;
+    let name = http::HeaderName::from_bytes(name.trim().as_bytes())
+        .map_err(|_| "the name before the colon is no header name")?;
+    let value = http::HeaderValue::from_str(value.trim())
+        .map_err(|_| "the value behind the colon has characters a header may not have")?;
     Ok((name.as_str().to_owned(), value.as_bytes().to_vec()))
 }
 
@@ -182,7 +211,10 @@ pub(crate) fn compile(text: &str) -> Result<regex::Regex, String> {
     regex::RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).build().map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => "the regular expression is too large".to_owned(),
         // The library draws over several lines; the last one says it.
-        error => format!("no regular expression: {}", error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")),
+        error => format!(
+            "no regular expression: {}",
+            error.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ")
+        ),
     })
 }
 
@@ -193,7 +225,8 @@ pub(super) fn glob(text: &str) -> Result<String, String> {
 
 /// `host:port=weight,…`
 pub(super) fn nodes(text: &str) -> Result<Vec<Supernode>, String> {
-    let nodes: Vec<_> = text.split(',').map(str::trim).filter(|node| !node.is_empty()).map(node).collect::<Result<_, _>>()?;
+    let nodes: Vec<_> =
+        text.split(',').map(str::trim).filter(|node| !node.is_empty()).map(node).collect::<Result<_, _>>()?;
     match nodes.len() {
         0 => Err("names no supernode".to_owned()),
         1..=SUPERNODES_MAX => Ok(nodes),
@@ -210,7 +243,12 @@ fn node(text: &str) -> Result<Supernode, String> {
     let address = address.strip_prefix("http://").unwrap_or(address);
     let url = Url::parse(&format!("http://{address}")).map_err(|_| EXPECTED)?;
     // `Url` reads many things as a host that were not meant as one.
-    if url.path() != "/" || url.query().is_some() || !url.username().is_empty() || url.password().is_some() || address.ends_with('/') {
+    if url.path() != "/"
+        || url.query().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+        || address.ends_with('/')
+    {
         return Err(EXPECTED.to_owned());
     }
     let explicit = address.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']'));

@@ -27,7 +27,10 @@ pub(super) fn output(path: Option<PathBuf>, url: &Url, recursive: bool, current_
     }
     match last_part(url) {
         Some(name) => Ok(path.components().collect::<PathBuf>().join(name)),
-        None => Err(format!("missing: {} has no last part that could name the file", url.path().chars().take(80).collect::<String>())),
+        None => Err(format!(
+            "missing: {} has no last part that could name the file",
+            url.path().chars().take(80).collect::<String>()
+        )),
     }
 }
 

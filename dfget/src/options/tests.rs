@@ -7,7 +7,8 @@ use crate::flags::{FLAGS, by_long};
 
 fn parse(line: &str) -> Result<Action, Vec<String>> {
     let dir = Path::new("/w");
-    read(line.split_whitespace().map(OsString::from), dir).map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    read(line.split_whitespace().map(OsString::from), dir)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
 }
 
 #[track_caller]
@@ -49,7 +50,10 @@ fn refused_flags_say_why() {
         let value = if flag.takes == crate::flags::Takes::Nothing { "" } else { "=x" };
         let problems = problems(&format!("{URL} --{}{value}", flag.long));
         assert_eq!(problems.len(), 1, "{problems:?}");
-        assert!(problems[0].starts_with(&format!("argument 2 (--{}): is not supported: it ", flag.long)), "{problems:?}");
+        assert!(
+            problems[0].starts_with(&format!("argument 2 (--{}): is not supported: it ", flag.long)),
+            "{problems:?}"
+        );
     }
     assert!(problems("server")[0].contains("dfdaemon serves"));
     for scheme in ["s3", "gs", "abs", "oss", "obs", "cos", "hdfs", "hf", "modelscope", "opencsg"] {
@@ -60,7 +64,9 @@ fn refused_flags_say_why() {
 
 #[test]
 fn all_problems_are_listed_with_their_places() {
-    let problems = problems("--digset sha256:00 --md5 12 -p fast -e soon --locallimit quick -H nonsense -i a http://h/ http://h/2 --max-files x -n");
+    let problems = problems(
+        "--digset sha256:00 --md5 12 -p fast -e soon --locallimit quick -H nonsense -i a http://h/ http://h/2 --max-files x -n",
+    );
     let starts = [
         "argument 1 (--digset): no such flag, did you mean --digest?",
         "argument 3 (--md5): a md5 digest has 32",
@@ -110,7 +116,10 @@ fn short_forms_of_two_meanings() {
     assert_eq!(job(&format!("{URL} -p 3")).priority, 3);
     let both = job(&format!("{URL} -p p2p -p 4 -e 5m -e /x.sock"));
     assert_eq!((both.route, both.priority), (Route::P2p, 4));
-    assert_eq!((both.timeout, both.endpoint), (Some(Duration::from_secs(300)), Some(Endpoint { path: "/x.sock".into(), named: true })));
+    assert_eq!(
+        (both.timeout, both.endpoint),
+        (Some(Duration::from_secs(300)), Some(Endpoint { path: "/x.sock".into(), named: true }))
+    );
     assert_eq!(job(&format!("{URL} -e 90")).timeout, Some(Duration::from_secs(90)));
     assert_eq!(job(&format!("{URL} -e ./5m")).endpoint.unwrap().path, Path::new("/w/./5m"));
     for bad in ["-p 7", "-p P2P", "-e x.sock", "-p=", "-e="] {
@@ -134,13 +143,29 @@ fn identity() {
     assert_eq!(id("-i x"), id("--tag x"));
     assert_eq!(id("--callsystem x"), id(""));
     assert_eq!(id("-f version&b"), id("--filtered-query-param version --filtered-query-param b"));
-    let different = ["", "--tag x", "--application x", "--content-for-calculating-task-id x", "--piece-length 4MiB", "--range 0-9", "--filter version"];
+    let different = [
+        "",
+        "--tag x",
+        "--application x",
+        "--content-for-calculating-task-id x",
+        "--piece-length 4MiB",
+        "--range 0-9",
+        "--filter version",
+    ];
     let ids: std::collections::HashSet<_> = different.into_iter().map(id).collect();
     assert_eq!(ids.len(), different.len());
     assert_eq!(id("--piece-length 8m"), id("--piece-length 8388608"));
     assert_eq!(job(&format!("{URL} -H Range:bytes=5-9")).spec.range, ByteRange::new(5, 10));
     assert!(job(&format!("{URL} -H Range:bytes=5-9")).headers.is_empty());
-    for bad in ["--digest crc32:00", "--digest zz", "--range 5-2", "--range 5-", "--range -5", "--range 0-1 -H range:bytes=2-3", "-H Range:bytes=1-"] {
+    for bad in [
+        "--digest crc32:00",
+        "--digest zz",
+        "--range 5-2",
+        "--range 5-",
+        "--range -5",
+        "--range 0-1 -H range:bytes=2-3",
+        "-H Range:bytes=1-",
+    ] {
         assert_eq!(problems(&format!("{URL} {bad}")).len(), 1, "{bad}");
     }
 }
@@ -148,8 +173,17 @@ fn identity() {
 #[test]
 fn rates_and_times() {
     for (text, bytes) in [
-        ("20M", Some(20 << 20)), ("20mb", Some(20 << 20)), ("512k", Some(512 << 10)), ("1G", Some(1 << 30)), ("1000", Some(1000)),
-        ("0", None), ("0M", None), ("unlimited", None), ("25MB/s", Some(25_000_000)), ("16MiB/s", Some(16 << 20)), ("200Mb/s", Some(25_000_000)),
+        ("20M", Some(20 << 20)),
+        ("20mb", Some(20 << 20)),
+        ("512k", Some(512 << 10)),
+        ("1G", Some(1 << 30)),
+        ("1000", Some(1000)),
+        ("0", None),
+        ("0M", None),
+        ("unlimited", None),
+        ("25MB/s", Some(25_000_000)),
+        ("16MiB/s", Some(16 << 20)),
+        ("200Mb/s", Some(25_000_000)),
         ("1.5M", Some(3 << 19)),
     ] {
         assert_eq!(text.parse::<Rate>(), Ok(Rate(bytes)), "{text}");
@@ -158,7 +192,10 @@ fn rates_and_times() {
         assert!(text.parse::<Rate>().is_err(), "{text}");
     }
     let limits = job(&format!("{URL} -s 20M --totallimit 10M --minrate 64K --timeout 0"));
-    assert_eq!((limits.rate_bytes_per_s, limits.rate_min_bytes_per_s, limits.timeout), (Some(10 << 20), Some(64 << 10), None));
+    assert_eq!(
+        (limits.rate_bytes_per_s, limits.rate_min_bytes_per_s, limits.timeout),
+        (Some(10 << 20), Some(64 << 10), None)
+    );
     assert_eq!(limits.local.total_rate_bytes_per_s, Some(10 << 20));
     assert_eq!(job(&format!("{URL} --ratelimit 20M --totallimit 10M -p source")).rate_bytes_per_s, Some(20 << 20));
     assert_eq!(job(&format!("{URL} --timeout 1h30m")).timeout, Some(Duration::from_secs(5400)));
@@ -175,8 +212,12 @@ fn the_built_in_engine() {
     let nodes: Vec<_> = local.supernodes.iter().map(|node| (node.endpoint.as_str(), node.weight)).collect();
     assert_eq!(nodes, [("http://a:8002", 1), ("http://b:9", 5), ("http://[::1]:7", 2), ("http://[fe80::1]:8002", 1)]);
     assert_eq!(local.home.as_deref(), Some(Path::new("/w/h")));
-    assert_eq!((local.port, local.pieces_in_flight, local.alive), (Some(15000), Some(6), Some(Duration::from_secs(300))));
-    for bad in ["-n a:b", "-n a/b", "-n a=0", "-n ,", "-n u@h", "--ip x", "--port 0", "--port 70000", "--clientqueue 0"] {
+    assert_eq!(
+        (local.port, local.pieces_in_flight, local.alive),
+        (Some(15000), Some(6), Some(Duration::from_secs(300)))
+    );
+    for bad in ["-n a:b", "-n a/b", "-n a=0", "-n ,", "-n u@h", "--ip x", "--port 0", "--port 70000", "--clientqueue 0"]
+    {
         assert_eq!(problems(&format!("{URL} {bad}")).len(), 1, "{bad}");
     }
     let insecure = job(&format!("{URL} --insecure --cacerts ca.pem"));

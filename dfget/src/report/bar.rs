@@ -21,8 +21,14 @@ const WITHOUT_LENGTH: &str = "{spinner} {binary_bytes}  {binary_bytes_per_sec}  
 pub(super) enum Display {
     Nothing,
     /// A bar, made when it is worth it.
-    Terminal { begin: Instant, bar: Option<(ProgressBar, bool)> },
-    Lines { begin: Instant, last: Instant },
+    Terminal {
+        begin: Instant,
+        bar: Option<(ProgressBar, bool)>,
+    },
+    Lines {
+        begin: Instant,
+        last: Instant,
+    },
 }
 
 impl Display {
@@ -45,11 +51,17 @@ impl Display {
                 if now.duration_since(*begin) < BAR_AFTER {
                     return;
                 }
-                let (bar, styled_with_length) = bar.get_or_insert_with(|| (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), !length.is_some()));
+                let (bar, styled_with_length) = bar.get_or_insert_with(|| {
+                    (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), !length.is_some())
+                });
                 if *styled_with_length != length.is_some() {
                     *styled_with_length = length.is_some();
                     let template = if length.is_some() { WITH_LENGTH } else { WITHOUT_LENGTH };
-                    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+                    bar.set_style(
+                        ProgressStyle::with_template(template)
+                            .unwrap_or_else(|_| ProgressStyle::default_bar())
+                            .progress_chars("=> "),
+                    );
                 }
                 bar.set_length(length.unwrap_or(0));
                 bar.set_message(share(sum));
@@ -108,7 +120,10 @@ mod tests {
     #[test]
     fn lines_say_how_far_how_fast_and_whence() {
         let sum = Counts { bytes: 50 << 20, from_peers: 40 << 20, from_origin: 10 << 20, from_cache: 0 };
-        assert_eq!(line(sum, Some(100 << 20), Duration::from_secs(5)), "50.00 MiB of 100.00 MiB  10.00 MiB/s  80 % from peers");
+        assert_eq!(
+            line(sum, Some(100 << 20), Duration::from_secs(5)),
+            "50.00 MiB of 100.00 MiB  10.00 MiB/s  80 % from peers"
+        );
         assert_eq!(line(Counts::default(), None, Duration::ZERO), "0 B  0 B/s  ");
     }
 

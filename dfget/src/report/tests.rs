@@ -33,7 +33,13 @@ fn the_lines_of_one_file() {
     assert_eq!(lines[0]["url"], "http://h/f");
     assert_eq!(lines[1]["from_peers"], 2);
     assert_eq!(lines[2]["ok"], true);
-    for (field, value) in [("length", json!(9)), ("from_peers", json!(9)), ("from_origin", json!(0)), ("from_cache", json!(0)), ("output", json!("/o/f"))] {
+    for (field, value) in [
+        ("length", json!(9)),
+        ("from_peers", json!(9)),
+        ("from_origin", json!(0)),
+        ("from_cache", json!(0)),
+        ("output", json!("/o/f")),
+    ] {
         assert_eq!(lines[2][field], value);
     }
     assert!(lines[2]["seconds"].is_f64());
@@ -44,7 +50,12 @@ fn the_lines_of_one_file() {
 fn a_failure() {
     let reporter = reporter();
     reporter.result(Path::new("/o"), &Err(Failure::of_engine(Kind::NotFound, "the origin says 404", Some(404), 0)));
-    assert_eq!(lines(&reporter), [json!({"ok": false, "kind": "not_found", "reason": 10, "origin_status": 404, "message": "the origin says 404"})]);
+    assert_eq!(
+        lines(&reporter),
+        [
+            json!({"ok": false, "kind": "not_found", "reason": 10, "origin_status": 404, "message": "the origin says 404"})
+        ]
+    );
 }
 
 #[test]
