@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peer::node::{HostConfig, NodeConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, NodeConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Guard, HostOptions, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,6 @@ pub struct DfdaemonConfig {
     pub store: StoreSection,
     /// `[rates]`
     pub rates: RatesConfig,
-    /// `[orphan]`
-    pub orphan: OrphanConfig,
     /// `[tasks]`
     pub tasks: TasksConfig,
     /// `[source]`
@@ -103,7 +101,6 @@ impl Default for DfdaemonConfig {
             peer: PeerConfig::default(),
             store: StoreSection::default(),
             rates: RatesConfig::default(),
-            orphan: OrphanConfig::default(),
             tasks: TasksConfig::default(),
             source: SourceConfig::default(),
             guard: Guard::default(),
@@ -166,7 +163,6 @@ impl DfdaemonConfig {
             peer: self.peer.clone(),
             store: self.store.clone(),
             rates: self.rates,
-            orphan: self.orphan,
             tasks: self.tasks,
             source,
             guard,
@@ -188,7 +184,6 @@ impl Validate for DfdaemonConfig {
         });
         problems.within("peer", |problems| self.peer.validate(problems));
         problems.within("store", |problems| self.store.validate(problems));
-        problems.within("orphan", |problems| self.orphan.validate(problems));
         problems.within("tasks", |problems| self.tasks.validate(problems));
         problems.within("log", |problems| self.log.validate(problems));
         problems.within("runtime", |problems| self.runtime.validate(problems));

@@ -216,7 +216,9 @@ impl Engines {
                 Event::Data(bytes) => match sink {
                     Sink::Here(part) => part.append(bytes).await?,
                     Sink::Backend => {
-                        return Err(Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for").into());
+                        return Err(
+                            Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for").into()
+                        );
                     }
                 },
                 Event::Done(done) => return Ok(done),

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peer::node::{HostConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Guard, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
-use service::config::{ByteSize, Config, Problems, Rate, Validate, duration};
+use service::config::{ByteSize, Config, Problems, Validate, duration};
 use service::http::{HttpLimits, ListenAddr};
 use service::log::LogConfig;
 use service::runtime::RuntimeConfig;
@@ -223,10 +223,4 @@ impl Config for SupernodeConfig {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
     }
-}
-
-/// Orphan rules do not apply to a seed: it is the one who may read origins.
-#[must_use]
-pub(crate) fn no_orphan() -> OrphanConfig {
-    OrphanConfig { rate: Rate::UNLIMITED, delay_min: Duration::ZERO, delay_max: Duration::ZERO }
 }

@@ -12,7 +12,7 @@ use dfdaemon::carry_out;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use peer::engine::Engine;
-use peer::node::{HostConfig, NodeConfig, NodeError, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, NodeConfig, NodeError, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Globs, Guard, HostOptions, ListRequest as SourceListRequest, Source, SourceConfig};
 use peer::store::StoreError;
 use proto::Kind;
@@ -136,12 +136,6 @@ fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
             download: settings.total_rate_bytes_per_s.map_or(Rate::UNLIMITED, Rate::bytes_per_s),
             ..RatesConfig::default()
         },
-        // Whoever runs dfget by hand waits for it: no long random delay.
-        orphan: OrphanConfig {
-            delay_min: Duration::ZERO,
-            delay_max: Duration::from_secs(2),
-            ..OrphanConfig::default()
-        },
         tasks: TasksConfig::default(),
         source: source(settings)?,
         // The user could reach every address without dfget, too.
@@ -152,7 +146,12 @@ fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
 }
 
 fn source(settings: &LocalSettings) -> Result<SourceConfig, Failure> {
-    let mut config = SourceConfig::default();
+    // Whoever runs dfget by hand waits for it: no long random delay without a supernode.
+    let mut config = SourceConfig {
+        orphan_delay_min: Duration::ZERO,
+        orphan_delay_max: Duration::from_secs(2),
+        ..SourceConfig::default()
+    };
     if settings.insecure || !settings.ca_files.is_empty() {
         let ca = match settings.ca_files.as_slice() {
             [] => None,
