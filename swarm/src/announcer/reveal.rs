@@ -14,7 +14,7 @@ use crate::Time;
 /// sooner one is whole the sooner it spreads. More when the link idles, up to the extra: on a long or fast link the
 /// requests would not come in time otherwise.
 const IN_HAND_MIN: usize = 8;
-const IN_HAND_EXTRA_MAX: usize = 56;
+const IN_HAND_EXTRA_MAX: usize = 24;
 /// Pieces handed out once more each time the seed's link idles; a few, so that fresh ones never wait behind them.
 const REPEAT_PER_IDLE: usize = 2;
 /// Pieces looked at for one that a listener lacks.
@@ -210,7 +210,7 @@ impl Reveals {
     ) -> bool {
         let mut best: Option<(u32, u32, HostId)> = None;
         for (peer, listener) in listeners.iter() {
-            if listener.theirs.contains(piece) || listener.told.contains(piece) || listener.pending.contains(piece) {
+            if listener.knows.contains(piece) {
                 continue;
             }
             let candidate = (self.held.get(peer).copied().unwrap_or(0), self.rng.random(), *peer);
