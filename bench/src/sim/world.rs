@@ -362,7 +362,9 @@ fn make_host(at: usize, config: &SimConfig, shared: &Shared, direct: bool) -> Ho
     // The low bits of the ids are alike from host to host; what the seeds need is that they differ.
     let seed = (id_of(at).bits() >> 32) as u64 ^ config.seed.wrapping_mul(0x9e37_79b9);
     let picker = (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
-    let announce = AnnounceConfig { seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
-    let upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
+    let announce = AnnounceConfig { coalesce: Duration::from_millis(std::env::var("COAL").ok().and_then(|v| v.parse().ok()).unwrap_or(40)), seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
+    let mut upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
+    let tune = |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+    if at != SEED { upload.queue_max = tune("QMAX", 256); upload.slots = tune("SLOTS", 16); upload.queue_per_peer_max = tune("QPP", 16);} else { upload.slots = tune("SSLOTS", 32); }
     Host::new(at, shared, picker, announce, upload)
 }
