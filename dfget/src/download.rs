@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use proto::{Kind, TaskSpec};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -14,9 +15,9 @@ use tracing::{debug, warn};
 use crate::Parts;
 use crate::backend::daemon::DaemonBackend;
 use crate::backend::{Backend, BackendError, Done, Event, Output, Request};
-use crate::exit::{Cause, Failure};
+use crate::exit::{Cause, Failure, chain};
 use crate::options::Job;
-use crate::output::{self, Temporary};
+use crate::output::{self, MadeFolders, Temporary};
 use crate::report::Reporter;
 
 /// How long a daemon that was lost may take to come back before the engine in this process takes over: a restart by
@@ -55,11 +56,15 @@ pub struct Finished {
 pub struct Engines {
     job: Job,
     daemon: Option<DaemonBackend>,
+    /// It has answered: when it is gone, it was lost, and may come back.
+    daemon_seen: AtomicBool,
     /// The daemon did not come back: no other file waits for it again.
     daemon_gone: AtomicBool,
     local: OnceCell<Arc<dyn Backend>>,
     parts: Arc<dyn Parts>,
     deadline: Option<Instant>,
+    /// Folders made so far. Several files may need one, so the empty ones go at the very end.
+    made: Mutex<MadeFolders>,
 }
 
 /// Where the bytes of one file go.
@@ -92,7 +97,7 @@ impl Engines {
     pub fn new(job: Job, parts: Arc<dyn Parts>) -> Self {
         let daemon = job.endpoint.as_ref().map(|endpoint| DaemonBackend::new(endpoint.path.clone()));
         let deadline = job.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { job, daemon, daemon_gone: AtomicBool::new(false), local: OnceCell::new(), parts, deadline }
+        Self { job, daemon, daemon_seen: AtomicBool::new(false), daemon_gone: AtomicBool::new(false), local: OnceCell::new(), parts, deadline, made: Mutex::default() }
     }
 
     /// What the user asked for.
@@ -118,11 +123,9 @@ impl Engines {
     /// # Errors
     /// Why it failed; the output is then what it was before.
     pub async fn download(&self, file: &FileJob, reporter: &Reporter) -> Result<Finished, Failure> {
+        output::prepare(&file.output, self.job.overwrite, &mut self.made.lock())?;
         let job = &self.job;
-        let made = output::prepare(&file.output, job.overwrite)?;
-        if job.original_offset {
-            output::ensure_file(&file.output)?;
-        }
+        let target = job.original_offset.then(|| output::ensure_file(&file.output)).transpose()?;
         // The daemon's protocol has paths as text.
         let mut sink = if job.stream || file.output.to_str().is_none() {
             Sink::Here(Temporary::beside(&file.output)?)
@@ -142,10 +145,14 @@ impl Engines {
                 Err(error) => error,
             };
             let Some(daemon) = daemon else {
+<<<<<<< HEAD
                 return Err(Failure::new(
                     Cause::Kind(Kind::Unavailable),
                     format!("the engine stopped: {}", chain(&error)),
                 ));
+=======
+                return Err(Failure::new(Cause::Kind(Kind::Internal), format!("the engine stopped: {}", chain(&error))));
+>>>>>>> dfget
             };
             daemon.forget_connection();
             if let Next::Here = self.after_loss(daemon, error, &mut losses, reporter).await {
@@ -153,7 +160,9 @@ impl Engines {
             }
         };
         self.place(sink, file, &finished)?;
-        made.keep();
+        if let Some(target) = target {
+            target.keep();
+        }
         Ok(finished)
     }
 
@@ -207,6 +216,9 @@ impl Engines {
             match event? {
                 Event::Started(started) => {
                     losses.since = None;
+                    if self.daemon.is_some() {
+                        self.daemon_seen.store(true, Ordering::Relaxed);
+                    }
                     if let Sink::Here(part) = sink {
                         part.restart()?;
                     }
@@ -236,8 +248,9 @@ impl Engines {
         reporter: &Reporter,
     ) -> Next {
         let named = self.job.endpoint.as_ref().is_some_and(|endpoint| endpoint.named);
-        if losses.count == 0
-            && let BackendError::Unreachable { .. } = &error
+        if let BackendError::Unreachable { .. } = &error
+            && losses.count == 0
+            && !self.daemon_seen.load(Ordering::Relaxed)
         {
             // None runs here, which is as good a way to use dfget as any; one that was asked for by name is missed.
             debug!(reason = chain(&error), "no dfdaemon");
@@ -281,20 +294,4 @@ impl std::fmt::Debug for Engines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engines").field("daemon", &self.daemon).finish_non_exhaustive()
     }
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        // Wrappers like to repeat what they wrap.
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = error.source();
-    }
-    text
 }

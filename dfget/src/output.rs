@@ -15,21 +15,15 @@ use crate::exit::{Cause, Failure};
 /// Copied at a time from the temporary file into an existing one.
 const COPY_LEN: usize = 1 << 20;
 
-/// Folders that were made for an output; gone again on drop unless kept, if nobody put anything in.
+/// Folders that were made for outputs. Those that are still empty on drop go again: their files failed.
 #[derive(Debug, Default)]
 pub struct MadeFolders(Vec<PathBuf>);
 
-impl MadeFolders {
-    /// The download succeeded.
-    pub fn keep(mut self) {
-        self.0.clear();
-    }
-}
-
 impl Drop for MadeFolders {
     fn drop(&mut self) {
+        // Made after the folder they are in, so gone before it.
         for folder in self.0.drain(..).rev() {
-            // Not empty: somebody else's file is in it.
+            // Mostly not empty, and so meant to stay.
             let _ = std::fs::remove_dir(folder);
         }
     }
@@ -39,7 +33,7 @@ impl Drop for MadeFolders {
 ///
 /// # Errors
 /// When the output exists and may not be replaced, is a folder, or its folder cannot be written.
-pub fn prepare(path: &Path, overwrite: bool) -> Result<MadeFolders, Failure> {
+pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<(), Failure> {
     match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => {
             return Err(Failure::new(Cause::Output, format!("cannot write {}: it is a folder", path.display())));
@@ -52,34 +46,61 @@ pub fn prepare(path: &Path, overwrite: bool) -> Result<MadeFolders, Failure> {
         Err(error) => return Err(Failure::of_output(path, "write", &error)),
     }
     let folder = path.parent().unwrap_or_else(|| Path::new("/"));
-    let made = make_folders(folder)?;
+    make_folders(folder, made)?;
     // Overwriting is by rename, so it is the folder that must be writable.
     rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
-        .map_err(|error| Failure::of_output(path, "write", &error.into()))?;
-    Ok(made)
+        .map_err(|error| Failure::of_output(path, "write", &error.into()))
 }
 
-fn make_folders(folder: &Path) -> Result<MadeFolders, Failure> {
-    let mut made = MadeFolders::default();
+fn make_folders(folder: &Path, made: &mut MadeFolders) -> Result<(), Failure> {
     let missing: Vec<_> = folder.ancestors().take_while(|folder| !folder.is_dir()).collect();
     for folder in missing.into_iter().rev() {
         match std::fs::create_dir(folder) {
             Ok(()) => made.0.push(folder.to_owned()),
-            // Another download of the same command was faster.
+            // Another process was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
             Err(error) => return Err(Failure::of_output(folder, "make the folder", &error)),
         }
     }
-    Ok(made)
+    Ok(())
 }
 
-/// A file that several ranges are written into; made when it is missing.
+/// A file that ranges are written into. When it was made for this, it is gone on drop unless kept or written to.
+#[derive(Debug)]
+pub struct Target(Option<PathBuf>);
+
+/// The file that ranges are written into; made when it is missing.
 ///
 /// # Errors
 /// When it cannot be opened for writing.
-pub fn ensure_file(path: &Path) -> Result<(), Failure> {
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-    opened.map(drop).map_err(|error| Failure::of_output(path, "write", &error))
+pub fn ensure_file(path: &Path) -> Result<Target, Failure> {
+    let failed = |error: io::Error| Failure::of_output(path, "write", &error);
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => Ok(Target(Some(path.to_owned()))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path).map_err(failed)?;
+            Ok(Target(None))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+impl Target {
+    /// The range is in it.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            // Other ranges may have come meanwhile.
+            && std::fs::metadata(&path).is_ok_and(|meta| meta.len() == 0)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// A file next to the output, gone on drop unless it took the output's place.
@@ -201,11 +222,16 @@ mod tests {
     fn folders_are_made_and_go_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/c.bin");
-        drop(prepare(&path, true).unwrap());
+        let mut made = MadeFolders::default();
+        prepare(&path, true, &mut made).unwrap();
+        prepare(&dir.path().join("a/c/d"), true, &mut made).unwrap();
+        assert!(dir.path().join("a/b").is_dir() && dir.path().join("a/c").is_dir());
+        drop(std::mem::take(&mut made));
         assert!(!dir.path().join("a").is_dir());
-        prepare(&path, true).unwrap().keep();
-        assert!(dir.path().join("a/b").is_dir());
+        prepare(&path, true, &mut made).unwrap();
         std::fs::write(&path, "x").unwrap();
+        drop(std::mem::take(&mut made));
+        let mut prepare = |path: &Path, overwrite| prepare(path, overwrite, &mut made);
         assert_eq!(prepare(&path, false).unwrap_err().cause, Cause::Exists);
         assert!(prepare(&path, true).is_ok());
         assert_eq!(prepare(&dir.path().join("a"), true).unwrap_err().exit(), Exit::Output);

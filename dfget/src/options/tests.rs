@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 
+use clap_complete::Shell;
 use proptest::prelude::*;
 
 use super::*;
