@@ -247,7 +247,8 @@ async fn priority_one_forbids() {
 async fn a_failing_file_does_not_take_its_neighbours_folder() {
     let dir = tempfile::tempdir().unwrap();
     let names: Vec<(String, String)> = (0..30).map(|n| (format!("d/e/f{n}"), format!("http://h/d/e/f{n}"))).collect();
-    let listing: Vec<(&str, &str, &'static [u8])> = names.iter().map(|(path, url)| (path.as_str(), url.as_str(), b"x".as_slice())).collect();
+    let listing: Vec<(&str, &str, &'static [u8])> =
+        names.iter().map(|(path, url)| (path.as_str(), url.as_str(), b"x".as_slice())).collect();
     let mut whole = Arc::into_inner(stage(&listing)).unwrap();
     for n in (0..30).filter(|n| n % 5 != 4) {
         whole.contents.remove(&format!("http://h/d/e/f{n}"));
@@ -303,7 +304,9 @@ async fn a_daemon_lost_between_two_files_is_waited_for() {
     shared.deeds.lock().extend([Deed::Serve, Deed::StopAfter(0)]);
     let socket = dir.path().join("d.sock");
     let first = tokio::task::block_in_place(|| Fake::start(&socket, &content, Arc::clone(&shared)));
-    let listing = ["a", "b"].map(|name| ListedFile { path: name.into(), url: format!("http://h/{name}").parse().unwrap() }).to_vec();
+    let listing = ["a", "b"]
+        .map(|name| ListedFile { path: name.into(), url: format!("http://h/{name}").parse().unwrap() })
+        .to_vec();
     let stage = Arc::new(Stage { listing, ..Stage::default() });
     let job = job(&dir, &format!("-r http://h/ -O out --max-concurrent-requests 1 -e {}", socket.display()));
     let restart = {
