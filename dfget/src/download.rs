@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use proto::{Kind, TaskSpec};
@@ -17,7 +18,7 @@ use crate::backend::daemon::DaemonBackend;
 use crate::backend::{Backend, BackendError, Done, Event, Output, Request};
 use crate::exit::{Cause, Failure, chain};
 use crate::options::Job;
-use crate::output::{self, MadeFolders, Temporary};
+use crate::output::{self, MadeFolders, Place, Special, Temporary};
 use crate::report::Reporter;
 
 /// How long a daemon that was lost may take to come back before the engine in this process takes over: a restart by
@@ -73,6 +74,8 @@ enum Sink {
     Backend,
     /// We do.
     Here(Temporary),
+    /// We do, and cannot take it back.
+    Special(Special),
 }
 
 /// What became of a lost daemon.
@@ -97,7 +100,16 @@ impl Engines {
     pub fn new(job: Job, parts: Arc<dyn Parts>) -> Self {
         let daemon = job.endpoint.as_ref().map(|endpoint| DaemonBackend::new(endpoint.path.clone()));
         let deadline = job.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { job, daemon, daemon_seen: AtomicBool::new(false), daemon_gone: AtomicBool::new(false), local: OnceCell::new(), parts, deadline, made: Mutex::default() }
+        Self {
+            job,
+            daemon,
+            daemon_seen: AtomicBool::new(false),
+            daemon_gone: AtomicBool::new(false),
+            local: OnceCell::new(),
+            parts,
+            deadline,
+            made: Mutex::default(),
+        }
     }
 
     /// What the user asked for.
@@ -123,14 +135,18 @@ impl Engines {
     /// # Errors
     /// Why it failed; the output is then what it was before.
     pub async fn download(&self, file: &FileJob, reporter: &Reporter) -> Result<Finished, Failure> {
-        output::prepare(&file.output, self.job.overwrite, &mut self.made.lock())?;
         let job = &self.job;
+        let place = output::prepare(&file.output, job.overwrite, &mut self.made.lock())?;
+        // The backend is told where the file really is; the report says what the user wrote.
+        let file = &match place.clone() {
+            Place::File(output) | Place::Special(output) => FileJob { output, ..file.clone() },
+        };
         let target = job.original_offset.then(|| output::ensure_file(&file.output)).transpose()?;
-        // The daemon's protocol has paths as text.
-        let mut sink = if job.stream || file.output.to_str().is_none() {
-            Sink::Here(Temporary::beside(&file.output)?)
-        } else {
-            Sink::Backend
+        let mut sink = match place {
+            Place::Special(path) => Sink::Special(Special::open(path).await?),
+            // The daemon's protocol has paths as text.
+            Place::File(path) if job.stream || path.to_str().is_none() => Sink::Here(Temporary::beside(&path)?),
+            Place::File(_) => Sink::Backend,
         };
         let mut losses = Losses::default();
         let finished = loop {
@@ -145,14 +161,10 @@ impl Engines {
                 Err(error) => error,
             };
             let Some(daemon) = daemon else {
-<<<<<<< HEAD
                 return Err(Failure::new(
-                    Cause::Kind(Kind::Unavailable),
+                    Cause::Kind(Kind::Internal),
                     format!("the engine stopped: {}", chain(&error)),
                 ));
-=======
-                return Err(Failure::new(Cause::Kind(Kind::Internal), format!("the engine stopped: {}", chain(&error))));
->>>>>>> dfget
             };
             daemon.forget_connection();
             if let Next::Here = self.after_loss(daemon, error, &mut losses, reporter).await {
@@ -207,11 +219,9 @@ impl Engines {
         reporter: &Reporter,
         losses: &mut Losses,
     ) -> Result<Done, BackendError> {
-        if let Sink::Here(part) = sink {
-            // Bytes of an attempt that did not come to its end were not checked as a whole.
-            part.restart()?;
-        }
-        let mut events = backend.download(self.request(file, matches!(sink, Sink::Here(_)))).await?;
+        // Bytes of an attempt that did not come to its end were not checked as a whole.
+        sink.restart()?;
+        let mut events = backend.download(self.request(file, !matches!(sink, Sink::Backend))).await?;
         while let Some(event) = events.next().await {
             match event? {
                 Event::Started(started) => {
@@ -219,20 +229,11 @@ impl Engines {
                     if self.daemon.is_some() {
                         self.daemon_seen.store(true, Ordering::Relaxed);
                     }
-                    if let Sink::Here(part) = sink {
-                        part.restart()?;
-                    }
+                    sink.restart()?;
                     reporter.started(file, backend.name(), &started);
                 }
                 Event::Progress(counts) => reporter.progress(file.number, counts),
-                Event::Data(bytes) => match sink {
-                    Sink::Here(part) => part.append(bytes).await?,
-                    Sink::Backend => {
-                        return Err(
-                            Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for").into()
-                        );
-                    }
-                },
+                Event::Data(bytes) => sink.append(bytes).await?,
                 Event::Done(done) => return Ok(done),
             }
         }
@@ -278,14 +279,38 @@ impl Engines {
 
     /// Bytes that we wrote take the place of the output.
     fn place(&self, sink: Sink, file: &FileJob, finished: &Finished) -> Result<(), Failure> {
-        let Sink::Here(part) = sink else { return Ok(()) };
-        if part.length() != finished.done.counts.bytes {
-            let message = format!("the {} sent {} of {} bytes", finished.by, part.length(), finished.done.counts.bytes);
+        let written = match &sink {
+            Sink::Backend => return Ok(()),
+            Sink::Here(part) => part.length(),
+            Sink::Special(special) => special.length(),
+        };
+        if written != finished.done.counts.bytes {
+            let message = format!("the {} sent {written} of {} bytes", finished.by, finished.done.counts.bytes);
             return Err(Failure::new(Cause::Kind(Kind::Internal), message));
         }
-        match file.spec.range.filter(|_| self.job.original_offset) {
-            Some(range) => part.finish_into(&file.output, range.start()),
-            None => part.finish(&file.output, self.job.overwrite),
+        match (sink, file.spec.range.filter(|_| self.job.original_offset)) {
+            (Sink::Here(part), Some(range)) => part.finish_into(&file.output, range.start()),
+            (Sink::Here(part), None) => part.finish(&file.output, self.job.overwrite),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Sink {
+    /// What came so far is void.
+    fn restart(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Backend => Ok(()),
+            Self::Here(part) => part.restart(),
+            Self::Special(special) => special.restart(),
+        }
+    }
+
+    async fn append(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        match self {
+            Self::Backend => Err(Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for")),
+            Self::Here(part) => part.append(bytes).await,
+            Self::Special(special) => special.append(bytes).await,
         }
     }
 }

@@ -92,15 +92,11 @@ const fn row(exit: Exit, kinds: &'static [&'static str], meaning: &'static str) 
 pub const EXITS: &[Row] = &[
     row(Exit::Ok, &[], "done; the output is complete and verified"),
     row(Exit::Internal, &["internal"], "a defect of dfget or dfdaemon"),
-<<<<<<< HEAD
     row(
         Exit::Usage,
         &["usage", "invalid"],
-        "the command line makes no sense; every problem was listed, nothing was done",
+        "the command line, or what it asks for, makes no sense; every problem was listed",
     ),
-=======
-    row(Exit::Usage, &["usage", "invalid"], "the command line, or what it asks for, makes no sense; every problem was listed"),
->>>>>>> dfget
     row(Exit::Digest, &["corrupt"], "the content is not what --digest or --md5 says; there is no output"),
     row(Exit::NotFound, &["not_found"], "the origin has no such thing (404, 410)"),
     row(

@@ -13,12 +13,9 @@ use proto::{ByteRange, Digest, TaskSpec};
 use url::Url;
 
 pub use self::forms::Rate;
-<<<<<<< HEAD
 use self::forms::Route as Pattern;
-=======
-pub use self::job::{Action, Endpoint, Job, LocalSettings, LogOptions, Recursive, Show, Supernode};
->>>>>>> dfget
 pub(crate) use self::forms::compile;
+pub use self::job::{Action, Endpoint, Job, LocalSettings, LogOptions, Recursive, Show, Supernode};
 pub(crate) use self::name::is_plain_name;
 use crate::args::{Given, Item, Problem, is_level};
 use crate::backend::Route;
@@ -387,6 +384,9 @@ fn endpoint(given: &Given, local: &LocalSettings, current_dir: &Path) -> Option<
         given.wrong(item, "cannot be used with --no-daemon");
     }
     // What is only told to the engine in this process would be lost on a daemon.
+    if let Some(item) = item.filter(|_| local.insecure || !local.ca_files.is_empty()) {
+        given.wrong(item, "cannot be used with --insecure or --cacerts: the dfdaemon trusts what its operator told it");
+    }
     if off.is_some() || local.insecure || !local.ca_files.is_empty() {
         return None;
     }

@@ -1,13 +1,14 @@
 //! The output: whether it can be written, and the temporary file when dfget itself writes it.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
+use proto::Kind;
 use rustix::fs::Access;
 
 use crate::exit::{Cause, Failure};
@@ -29,27 +30,99 @@ impl Drop for MadeFolders {
     }
 }
 
+/// Where an output really goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A regular file, or none yet; symbolic links are followed. It is replaced by rename.
+    File(PathBuf),
+    /// A device, a pipe or a socket: it must never be replaced, so the bytes are written into it as they come.
+    Special(PathBuf),
+}
+
 /// Makes the output's folder where it is missing, and finds out beforehand what would fail after all bytes came.
 ///
 /// # Errors
 /// When the output exists and may not be replaced, is a folder, or its folder cannot be written.
-pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<(), Failure> {
-    match std::fs::symlink_metadata(path) {
+pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<Place, Failure> {
+    let unwritable = |error: io::Error| Failure::of_output(path, "write", &error);
+    let existing = match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {
             return Err(Failure::new(Cause::Output, format!("cannot write {}: it is a folder", path.display())));
         }
         Ok(_) if !overwrite => {
             return Err(Failure::new(Cause::Exists, format!("{} exists, and --no-clobber was given", path.display())));
         }
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Failure::of_output(path, "write", &error)),
-    }
+        Ok(meta) => Some(meta),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(unwritable(error)),
+    };
+    let path = match existing {
+        // A rename would put a file where /dev/null was.
+        Some(meta) if !meta.is_file() => return Ok(Place::Special(path.to_owned())),
+        Some(_) => std::fs::canonicalize(path).map_err(unwritable)?,
+        None => path.to_owned(),
+    };
     let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     make_folders(folder, made)?;
     // Overwriting is by rename, so it is the folder that must be writable.
-    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
-        .map_err(|error| Failure::of_output(path, "write", &error.into()))
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
+    Ok(Place::File(path))
+}
+
+/// A device or a pipe that bytes are written into as they come.
+#[derive(Debug)]
+pub struct Special {
+    path: PathBuf,
+    file: Arc<File>,
+    length: u64,
+}
+
+impl Special {
+    /// Opens it; a pipe without a reader is waited for, not on the runtime's thread.
+    ///
+    /// # Errors
+    /// When it cannot be opened for writing.
+    pub async fn open(path: PathBuf) -> Result<Self, Failure> {
+        let opening = path.clone();
+        let opened = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(opening)).await;
+        let file =
+            opened.map_err(io::Error::other).flatten().map_err(|error| Failure::of_output(&path, "write", &error))?;
+        Ok(Self { path, file: Arc::new(file), length: 0 })
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Says whether a download can begin anew: what was written cannot be taken back.
+    ///
+    /// # Errors
+    /// When something was written.
+    pub fn restart(&self) -> Result<(), Failure> {
+        if self.length == 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "the download was interrupted after {} bytes went to {}, which cannot be taken back",
+            self.length,
+            self.path.display()
+        );
+        Err(Failure::new(Cause::Kind(Kind::Unavailable), message))
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub async fn append(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        let (file, length) = (Arc::clone(&self.file), bytes.len() as u64);
+        let written = tokio::task::spawn_blocking(move || (&*file).write_all(&bytes)).await;
+        written.map_err(io::Error::other).flatten().map_err(|error| Failure::of_output(&self.path, "write", &error))?;
+        self.length += length;
+        Ok(())
+    }
 }
 
 fn make_folders(folder: &Path, made: &mut MadeFolders) -> Result<(), Failure> {
@@ -172,11 +245,15 @@ impl Temporary {
                 self.file.sync_data().map_err(|error| failed(&error))?;
             }
             std::fs::rename(&self.path, output).map_err(|error| failed(&error))?;
-            self.kept = true;
         } else {
-            // Unlike rename, a link never replaces.
-            std::fs::hard_link(&self.path, output).map_err(|error| failed(&error))?;
+            // Takes the name first, which only one can; not every file system has hard links or RENAME_NOREPLACE.
+            OpenOptions::new().write(true).create_new(true).open(output).map_err(|error| failed(&error))?;
+            if let Err(error) = std::fs::rename(&self.path, output) {
+                let _ = std::fs::remove_file(output);
+                return Err(failed(&error));
+            }
         }
+        self.kept = true;
         Ok(())
     }
 
@@ -235,6 +312,9 @@ mod tests {
         assert_eq!(prepare(&path, false).unwrap_err().cause, Cause::Exists);
         assert!(prepare(&path, true).is_ok());
         assert_eq!(prepare(&dir.path().join("a"), true).unwrap_err().exit(), Exit::Output);
+        std::os::unix::fs::symlink("a/b/c.bin", dir.path().join("link")).unwrap();
+        assert_eq!(prepare(&dir.path().join("link"), true).unwrap(), Place::File(path.canonicalize().unwrap()));
+        assert_eq!(prepare("/dev/null".as_ref(), true).unwrap(), Place::Special("/dev/null".into()));
         let below_a_file = prepare(&path.join("d"), true).unwrap_err();
         assert_eq!(below_a_file.exit(), Exit::Output);
     }
@@ -251,6 +331,8 @@ mod tests {
         part.append(Bytes::from_static(b"ew")).await.unwrap();
         assert_eq!(part.length(), 3);
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        Temporary::beside(&path).unwrap().finish(&dir.path().join("g"), false).unwrap();
+        std::fs::remove_file(dir.path().join("g")).unwrap();
         let other = Temporary::beside(&path).unwrap();
         assert_eq!(other.finish(&path, false).unwrap_err().cause, Cause::Exists);
         part.finish(&path, true).unwrap();

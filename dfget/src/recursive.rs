@@ -42,16 +42,12 @@ struct Filter {
 ///
 /// # Errors
 /// When it cannot be listed, or a name in it is unsafe. Files that fail are in the result instead.
-<<<<<<< HEAD
 pub async fn run(
-    engines: &Arc<Engines>,
+    engines: &Engines,
     recursive: &Recursive,
     parts: &dyn Parts,
-    reporter: &Arc<Reporter>,
+    reporter: &Reporter,
 ) -> Result<Folder, Failure> {
-=======
-pub async fn run(engines: &Engines, recursive: &Recursive, parts: &dyn Parts, reporter: &Reporter) -> Result<Folder, Failure> {
->>>>>>> dfget
     let job = engines.job();
     let files = find(job, recursive, parts).await?;
     reporter.listed(files.len());
@@ -68,32 +64,10 @@ pub async fn run(engines: &Engines, recursive: &Recursive, parts: &dyn Parts, re
     });
     let mut results = std::pin::pin!(downloads.buffer_unordered(recursive.parallel));
     let mut folder = Folder::default();
-<<<<<<< HEAD
-    loop {
-        while running.len() < recursive.parallel
-            && let Some((number, file)) = waiting.next()
-        {
-            let (engines, reporter) = (Arc::clone(engines), Arc::clone(reporter));
-            let file = file_job(job, number, file);
-            running.spawn(async move {
-                let result = engines.download(&file, &reporter).await;
-                reporter.file(&file, &result);
-                result
-            });
-        }
-        match running.join_next().await {
-            None => return Ok(folder),
-            Some(Ok(Ok(finished))) => folder.finished.push(finished),
-            Some(Ok(Err(failure))) => folder.failures.push(failure),
-            Some(Err(error)) => folder
-                .failures
-                .push(Failure::new(Cause::Kind(Kind::Internal), format!("a download ended in a defect: {error}"))),
-=======
     while let Some(result) = results.next().await {
         match result {
             Ok(finished) => folder.finished.push(finished),
             Err(failure) => folder.failures.push(failure),
->>>>>>> dfget
         }
     }
     Ok(folder)
@@ -117,14 +91,10 @@ async fn find(job: &Job, recursive: &Recursive, parts: &dyn Parts) -> Result<Vec
     let mut files = Vec::new();
     for file in listed.files {
         if !is_safe(&file.path) {
-<<<<<<< HEAD
             return Err(Failure::new(
-                Cause::Kind(Kind::Invalid),
+                Cause::Kind(Kind::Forbidden),
                 format!("the listing holds an unsafe name: {:?}", file.path),
             ));
-=======
-            return Err(Failure::new(Cause::Kind(Kind::Forbidden), format!("the listing holds an unsafe name: {:?}", file.path)));
->>>>>>> dfget
         }
         if filter.takes(&file) && seen.insert(file.path.clone()) {
             files.push(file);

@@ -264,7 +264,6 @@ impl Announcer {
 // === impl Listener ===
 
 impl Listener {
-<<<<<<< HEAD
     fn tell(
         &mut self,
         now: Time,
@@ -273,16 +272,11 @@ impl Listener {
         coalesce: Duration,
         due: &mut BTreeSet<(Time, HostId)>,
     ) {
-        if self.theirs.contains(piece) || self.told.contains(piece) || !self.pending.insert(piece) || self.due.is_some()
-        {
-=======
-    fn tell(&mut self, now: Time, me: HostId, piece: PieceIndex, coalesce: Duration, due: &mut BTreeSet<(Time, HostId)>) {
         if !self.knows.insert(piece) {
             return;
         }
         self.pending.push(piece);
         if self.due.is_some() {
->>>>>>> swarm
             return;
         }
         let at = self.sent_at.map_or(now, |sent| now.max(sent + coalesce));

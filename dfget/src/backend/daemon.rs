@@ -128,13 +128,8 @@ impl Backend for DaemonBackend {
     }
 }
 
-<<<<<<< HEAD
 pub(super) fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
-    let output = request.output.unwrap_or(Output {
-=======
-fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
     let output = request.output.unwrap_or_else(|| Output {
->>>>>>> dfget
         path: PathBuf::new(),
         overwrite: false,
         force_hard_link: false,

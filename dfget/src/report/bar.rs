@@ -51,13 +51,9 @@ impl Display {
                 if now.duration_since(*begin) < BAR_AFTER {
                     return;
                 }
-<<<<<<< HEAD
                 let (bar, styled_with_length) = bar.get_or_insert_with(|| {
-                    (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), !length.is_some())
+                    (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), length.is_none())
                 });
-=======
-                let (bar, styled_with_length) = bar.get_or_insert_with(|| (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), length.is_none()));
->>>>>>> dfget
                 if *styled_with_length != length.is_some() {
                     *styled_with_length = length.is_some();
                     let template = if length.is_some() { WITH_LENGTH } else { WITHOUT_LENGTH };

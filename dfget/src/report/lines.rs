@@ -11,19 +11,37 @@ use crate::exit::Failure;
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Event<'a> {
-    Started { url: String, output: Cow<'a, str>, by: &'a str, length: Option<u64>, from_cache: bool },
+    Started {
+        url: String,
+        output: Cow<'a, str>,
+        by: &'a str,
+        length: Option<u64>,
+        from_cache: bool,
+    },
     Progress {
         bytes: u64,
         length: Option<u64>,
         #[serde(flatten)]
         sources: Sources,
     },
-    Reconnecting { lost_for_s: f64 },
-    Fallback { message: &'a str },
-    Listed { files: usize },
-    Found { url: String, path: Cow<'a, str> },
+    Reconnecting {
+        lost_for_s: f64,
+    },
+    Fallback {
+        message: &'a str,
+    },
+    Listed {
+        files: usize,
+    },
+    Found {
+        url: String,
+        path: Cow<'a, str>,
+    },
     /// Followed by the fields of a result.
-    File { url: String, output: Cow<'a, str> },
+    File {
+        url: String,
+        output: Cow<'a, str>,
+    },
 }
 
 /// Whence the bytes came.

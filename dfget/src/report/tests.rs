@@ -45,7 +45,9 @@ fn the_lines_of_one_file() {
     }
     assert!(lines[2]["seconds"].is_f64());
     let Lines::Kept(text) = &reporter.lines else { panic!() };
-    assert!(text.lock()[2].starts_with(r#"{"ok":true,"output":"/o/f","length":9,"from_peers":9,"from_origin":0,"from_cache":0,"seconds":"#));
+    assert!(text.lock()[2].starts_with(
+        r#"{"ok":true,"output":"/o/f","length":9,"from_peers":9,"from_origin":0,"from_cache":0,"seconds":"#
+    ));
     assert!(!serde_json::to_string(&lines).unwrap().contains("secret"));
 }
 

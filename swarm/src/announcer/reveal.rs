@@ -171,16 +171,6 @@ impl Reveals {
             self.held.clear();
             self.in_hand = 0;
         }
-<<<<<<< HEAD
-        for _ in 0..std::mem::take(&mut self.publish) {
-            // What has spread goes first; then the oldest of what has not.
-            let Some(piece) = self.spread.pop_front().or_else(|| self.again.pop_first().map(|(_, piece)| piece)) else {
-                break;
-            };
-            self.fetched(piece);
-            self.states.remove(&piece);
-            self.publish_one(piece, listeners, &mut tell);
-=======
         for _ in 0..std::mem::take(&mut self.repeat) {
             if self.in_hand >= limit {
                 break;
@@ -195,7 +185,6 @@ impl Reveals {
                 // Everybody knows it.
                 self.public.insert(piece);
             }
->>>>>>> swarm
         }
     }
 
