@@ -207,6 +207,10 @@ impl Validate for ClusterConfig {
 impl Config for DfdaemonConfig {
     const BINARY: &'static str = "dfdaemon";
 
+    fn default_toml() -> String {
+        include_str!("../../docs/config/dfdaemon.toml").to_owned()
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }
@@ -215,3 +219,6 @@ impl Config for DfdaemonConfig {
         &self.runtime
     }
 }
+
+#[cfg(test)]
+mod documented;
