@@ -6,15 +6,17 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Host, Net, Proc, ProcBuilder, Registry, Run};
+use crate::{Curl, Host, Net, Proc, ProcBuilder, Registry, Reply, Run};
 
 /// A store is opened and a port bound; on a busy machine a few seconds.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// One question to a node of ours.
+const API_DEADLINE: Duration = Duration::from_secs(10);
 /// What a node may store, unless a test says otherwise.
 const CAPACITY: &str = "20GiB";
 
@@ -232,6 +234,38 @@ impl Cluster {
         }
     }
 
+    /// The daemon on the host of this name, to look at.
+    ///
+    /// # Panics
+    /// When there is none: a mistake in the test.
+    #[must_use]
+    pub fn daemon_on(&self, host: &str) -> &Daemon {
+        match self.daemons.iter().find(|daemon| daemon.host().name() == host) {
+            Some(daemon) => daemon,
+            None => panic!("no daemon on host {host}"),
+        }
+    }
+
+    /// Waits until every daemon has a session with a supernode.
+    ///
+    /// # Errors
+    /// When one has none in time.
+    pub fn wait_sessions(&self) -> Result<()> {
+        let end = Instant::now() + START_DEADLINE;
+        for daemon in &self.daemons {
+            loop {
+                let told = daemon.api("/api/skimmer/v1/host").and_then(|reply| reply.json());
+                if told.is_ok_and(|host| host["supernode"] == true) {
+                    break;
+                }
+                let name = daemon.host().name();
+                ensure!(Instant::now() < end, "{name} has no session with a supernode within {START_DEADLINE:?}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
     /// The daemon on the host of this name.
     ///
     /// # Panics
@@ -336,6 +370,27 @@ impl Daemon {
     #[must_use]
     pub const fn http(&self) -> SocketAddr {
         self.ports.http
+    }
+
+    /// Asks its HTTP side from its own host.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn api(&self, path: &str) -> Result<Reply> {
+        Curl::new(self.host()).max_time(API_DEADLINE).get(&format!("http://{}{path}", self.ports.http))
+    }
+
+    /// A metric's value by its full name, summed over its labels; 0 when it was never counted.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let reply = self.api("/metrics")?;
+        ensure!(reply.status == 200, "metrics answer {}", reply.status);
+        let text = String::from_utf8_lossy(&reply.body);
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let values = lines.filter(|rest| rest.starts_with([' ', '{'])).filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
     }
 
     /// Where peers reach it.
