@@ -41,7 +41,8 @@ pub fn bin_dir() -> Result<PathBuf> {
 pub struct DaemonSpec {
     /// Name of its host.
     pub host: String,
-    /// TOML appended to what the template gives; it may open sections of its own only.
+    /// TOML joined to what the template gives: a section that the template has gets these lines as well, and a key that
+    /// it has there gets this value.
     pub extra: String,
     /// Bytes it may store, as in `1GiB`.
     pub capacity: Option<String>,
@@ -323,7 +324,7 @@ impl Daemon {
             ("data", folder.join("data").display().to_string()),
             ("socket", folder.join("sock").display().to_string()),
         ];
-        let config = fill(template, &[values, &own].concat())? + extra;
+        let config = join(&fill(template, &[values, &own].concat())?, extra);
         fs::write(folder.join("config.toml"), config)?;
         let path = bin_dir()?.join(program);
         let proc = host
@@ -417,6 +418,14 @@ impl Daemon {
         self.folder.join("data")
     }
 
+    /// Its log so far.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        self.proc.log()
+    }
+
     /// A dfget that uses this daemon.
     ///
     /// # Errors
@@ -436,4 +445,49 @@ fn fill(template: &str, values: &[(&str, String)]) -> Result<String> {
     let left = text.lines().find(|line| !line.starts_with('#') && line.contains("{{"));
     ensure!(left.is_none(), "template has a place without a value: {}", left.unwrap_or_default());
     Ok(text)
+}
+
+/// Joins two TOML texts of one-line values; where both have a key, the second one's value counts.
+fn join(template: &str, extra: &str) -> String {
+    let is_section = |line: &str| line.starts_with('[') && !line.starts_with("[[");
+    let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+    let mut lines: Vec<String> = template.lines().map(ToOwned::to_owned).collect();
+    // Where the section that is being read begins and ends in `lines`; `None` = at their end.
+    let mut place: Option<(usize, usize)> = None;
+    for line in extra.lines() {
+        if line.starts_with('[') {
+            let begin = lines.iter().position(|have| is_section(line) && have.trim() == line.trim());
+            place = begin.map(|begin| {
+                let rest = lines[begin + 1..].iter().position(|have| have.starts_with('['));
+                (begin, rest.map_or(lines.len(), |rest| begin + 1 + rest))
+            });
+            if place.is_none() {
+                lines.push(line.to_owned());
+            }
+            continue;
+        }
+        let Some((begin, end)) = place else {
+            lines.push(line.to_owned());
+            continue;
+        };
+        match (begin + 1..end).find(|at| key(line).is_some() && key(&lines[*at]) == key(line)) {
+            Some(at) => line.clone_into(&mut lines[at]),
+            None => {
+                lines.insert(begin + 1, line.to_owned());
+                place = Some((begin, end + 1));
+            }
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::join;
+
+    #[test]
+    fn sections_are_joined() {
+        let joined = join("[a]\nx = 1\n\n[b]\ny = 2\n", "\n[b]\ny = 3\nz = 4\n[c]\nw = 5\n[[d]]\nx = 6\n");
+        assert_eq!(joined, "[a]\nx = 1\n\n[b]\nz = 4\ny = 3\n\n[c]\nw = 5\n[[d]]\nx = 6\n");
+    }
 }
