@@ -56,7 +56,8 @@ pub struct ClusterBuilder<'a> {
     config_service: Option<String>,
     supernodes: Vec<DaemonSpec>,
     daemons: Vec<DaemonSpec>,
-    upstreams: Vec<String>,
+    upstreams: Vec<(String, String)>,
+    mirror_default: Option<String>,
     hosts: Vec<String>,
     intercept: Vec<String>,
 }
@@ -68,6 +69,8 @@ pub struct Daemon {
     ports: Ports,
     /// Its folder: configuration, store, socket.
     folder: PathBuf,
+    /// Where each registry has a mirror address of its own.
+    mirrors: Vec<(String, SocketAddr)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -127,16 +130,23 @@ impl ClusterBuilder<'_> {
         self
     }
 
-    /// Tells the daemons how this registry is reached.
+    /// Tells the daemons how this registry is reached, and gives it a mirror address of its own on each.
     #[must_use]
     pub fn upstream(mut self, registry: &Registry) -> Self {
         let ca = registry.ca().map(|ca| format!("ca = \"{}\"\n", ca.display())).unwrap_or_default();
         let name = registry.name();
-        self.upstreams
-            .push(format!("\n[[mirror.upstreams]]\nhost = \"{name}\"\nplain_http = {}\n{ca}", registry.is_plain()));
+        let text = format!("\n[[mirror.upstreams]]\nhost = \"{name}\"\nplain_http = {}\n{ca}", registry.is_plain());
+        self.upstreams.push((name.to_owned(), text));
         if !ca.is_empty() {
             self.hosts.push(format!("\n[source.hosts.\"{name}\"]\n{ca}"));
         }
+        self
+    }
+
+    /// What requests that name no registry are for: docker's, which believes it asks docker.io.
+    #[must_use]
+    pub fn mirror_default(mut self, registry: &Registry) -> Self {
+        self.mirror_default = Some(registry.url(""));
         self
     }
 
@@ -198,9 +208,11 @@ impl ClusterBuilder<'_> {
             Daemon::start(host, run, "supernode", *ports, &values, &spec.extra)?.ready(ports.main)
         });
         let supernodes: Vec<Daemon> = started.collect::<Result<_>>()?;
+        let mirror_default = self.mirror_default.as_ref().map(|url| format!("default = \"{url}\"")).unwrap_or_default();
         let started = self.daemons.iter().map(|spec| -> Result<Daemon> {
             let host = self.net.host(&spec.host);
             let ports = Ports::choose(&host, true)?;
+            let (mirrors, upstreams) = self.mirrors(&host)?;
             let values = [
                 ("proxy", ports.main.to_string()),
                 ("http", ports.http.to_string()),
@@ -208,14 +220,28 @@ impl ClusterBuilder<'_> {
                 ("config_services", config_url.clone()),
                 ("supernodes", named.clone()),
                 ("capacity", spec.capacity.clone().unwrap_or_else(|| CAPACITY.into())),
-                ("upstreams", self.upstreams.concat()),
+                ("upstreams", upstreams),
+                ("mirror_default", mirror_default.clone()),
                 ("intercept", self.intercept.join(", ")),
                 ("allow_networks", allow_networks.clone()),
             ];
-            Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra)?.ready(ports.main)
+            let daemon = Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra)?.ready(ports.main)?;
+            Ok(Daemon { mirrors, ..daemon })
         });
         let daemons = started.collect::<Result<_>>()?;
         Ok(Cluster { config_service, supernodes, daemons })
+    }
+
+    /// A mirror address on this host for each registry, and the configuration that says so.
+    fn mirrors(&self, host: &Host) -> Result<(Vec<(String, SocketAddr)>, String)> {
+        let ports = free_ports(host, self.upstreams.len())?;
+        let mut text = String::new();
+        let mirrors = self.upstreams.iter().zip(ports).map(|((name, upstream), port)| {
+            let listen = private_addr(host, port);
+            text.push_str(&format!("{upstream}listen = \"{listen}\"\n"));
+            (name.clone(), listen)
+        });
+        Ok((mirrors.collect(), text))
     }
 }
 
@@ -230,6 +256,7 @@ impl Cluster {
             supernodes: Vec::new(),
             daemons: Vec::new(),
             upstreams: Vec::new(),
+            mirror_default: None,
             hosts: Vec::new(),
             intercept: Vec::new(),
         }
@@ -284,23 +311,27 @@ impl Cluster {
 impl Ports {
     /// Free ports; a daemon's main and http ports are on its own loopback, as in production.
     fn choose(host: &Host, private: bool) -> Result<Self> {
-        let mut taken = Vec::new();
-        while taken.len() < 3 {
-            // A port that was free a moment ago may be handed out twice.
-            let port = host.free_port()?;
-            if !taken.contains(&port) {
-                taken.push(port);
-            }
-        }
-        let private = |port| {
-            if private && host.namespace_file().is_some() {
-                SocketAddr::from(([127, 0, 0, 1], port))
-            } else {
-                host.addr(port)
-            }
-        };
-        Ok(Self { main: private(taken[0]), http: private(taken[1]), peer: host.addr(taken[2]) })
+        let ports = free_ports(host, 3)?;
+        let private = |port| if private { private_addr(host, port) } else { host.addr(port) };
+        Ok(Self { main: private(ports[0]), http: private(ports[1]), peer: host.addr(ports[2]) })
     }
+}
+
+/// Different free ports: one that was free a moment ago may be handed out twice.
+fn free_ports(host: &Host, count: usize) -> Result<Vec<u16>> {
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let port = host.free_port()?;
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
+}
+
+/// On the host's own loopback, where it has one.
+fn private_addr(host: &Host, port: u16) -> SocketAddr {
+    if host.namespace_file().is_some() { SocketAddr::from(([127, 0, 0, 1], port)) } else { host.addr(port) }
 }
 
 // === impl Daemon ===
@@ -333,7 +364,7 @@ impl Daemon {
             .arg(folder.join("config.toml"))
             .env("RUST_BACKTRACE", "1")
             .start(run, program)?;
-        Ok(Self { proc, ports, folder })
+        Ok(Self { proc, ports, folder, mirrors: Vec::new() })
     }
 
     fn ready(mut self, addr: SocketAddr) -> Result<Self> {
@@ -398,6 +429,40 @@ impl Daemon {
     #[must_use]
     pub const fn peer(&self) -> SocketAddr {
         self.ports.peer
+    }
+
+    /// Where this daemon mirrors the registry of this name, for clients that do not say which one they want.
+    ///
+    /// # Panics
+    /// When it was not told of the registry: a mistake in the test.
+    #[must_use]
+    pub fn mirror_of(&self, registry: &str) -> SocketAddr {
+        match self.mirrors.iter().find(|(name, _)| name == registry) {
+            Some((_, addr)) => *addr,
+            None => panic!("{registry} is not among the daemon's upstreams"),
+        }
+    }
+
+    /// The authority whose certificates it shows to clients whose HTTPS it reads.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.folder.join("data.ca.crt")
+    }
+
+    /// The sum of all samples of a metric, as Prometheus would read it; 0 when there is none.
+    ///
+    /// # Errors
+    /// When it gives no metrics.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let reply = Curl::new(self.host()).get(&format!("http://{}/metrics", self.http()))?;
+        ensure!(reply.status == 200, "metrics answered {}", reply.status);
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };
+            value.split(' ').next()?.parse::<f64>().ok()
+        });
+        Ok(samples.sum())
     }
 
     /// The socket dfget uses.
