@@ -14,12 +14,7 @@ mod runner;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
-    let suites = [
-        testbed::cases(),
-        origins::cases(),
-        clients_direct::cases(),
-        faults_data::cases(),
-        faults_nodes::cases(),
-    ];
+    let suites =
+        [testbed::cases(), origins::cases(), clients_direct::cases(), faults_data::cases(), faults_nodes::cases()];
     runner::main(suites.into_iter().flatten().collect())
 }

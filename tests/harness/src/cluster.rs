@@ -421,7 +421,9 @@ impl Daemon {
         ensure!(reply.status == 200, "metrics answer {}", reply.status);
         let text = String::from_utf8_lossy(&reply.body);
         let lines = text.lines().filter_map(|line| line.strip_prefix(name));
-        let values = lines.filter(|rest| rest.starts_with([' ', '{'])).filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
+        let values = lines
+            .filter(|rest| rest.starts_with([' ', '{']))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
         Ok(values.sum())
     }
 

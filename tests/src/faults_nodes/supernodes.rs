@@ -26,9 +26,15 @@ const AWAY: Duration = Duration::from_millis(500);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        rooted("faults: supernode or config-service killed in mid-download, dfget, 5 of 20", |run| under(run, Client::Dfget)),
-        rooted("faults: supernode or config-service killed in mid-download, proxy, 5 of 20", |run| under(run, Client::Proxy)),
-        rooted("faults: supernode or config-service killed in mid-download, docker, 5 of 20", |run| under(run, Client::Docker)),
+        rooted("faults: supernode or config-service killed in mid-download, dfget, 5 of 20", |run| {
+            under(run, Client::Dfget)
+        }),
+        rooted("faults: supernode or config-service killed in mid-download, proxy, 5 of 20", |run| {
+            under(run, Client::Proxy)
+        }),
+        rooted("faults: supernode or config-service killed in mid-download, docker, 5 of 20", |run| {
+            under(run, Client::Docker)
+        }),
         rooted("faults: supernode or config-service killed in mid-download, containerd, 5 of 20", |run| {
             under(run, Client::Containerd)
         }),
