@@ -7,11 +7,12 @@
 #![forbid(unsafe_code)]
 
 mod clients_direct;
+mod docs;
 mod origins;
 mod runner;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
-    let suites = [testbed::cases(), origins::cases(), clients_direct::cases()];
+    let suites = [testbed::cases(), origins::cases(), clients_direct::cases(), docs::cases()];
     runner::main(suites.into_iter().flatten().collect())
 }
