@@ -611,7 +611,8 @@ impl Actor {
     fn look_whether_wanted(&mut self) {
         let wanted = self.shared.is_wanted() || self.neighbours.values().any(|neighbour| neighbour.subscribed);
         // A download that only neighbours still listen to is not theirs to keep going, but a whole content is.
-        let keep = self.shared.is_wanted() || (wanted && (self.shared.ended().is_some() || self.authority.is_nobody()));
+        let whole = matches!(self.shared.ended(), Some(Ok(())));
+        let keep = self.shared.is_wanted() || (wanted && (whole || self.authority.is_nobody()));
         if keep {
             self.unwanted_since = None;
         } else {
