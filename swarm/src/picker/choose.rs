@@ -32,7 +32,7 @@ impl Picker {
         if self.complete || self.peers.is_empty() {
             return;
         }
-        let limit = self.outstanding_limit(now);
+        let limit = self.outstanding_limit();
         self.ask_seeds(now, actions);
         while self.outstanding < limit && self.rarity.eligible() > 0 {
             let Some((slot, piece)) = self.choose(now) else { break };
@@ -62,10 +62,12 @@ impl Picker {
     }
 
     /// By measured speed: enough that the link stays busy, few enough that decisions are late.
-    fn outstanding_limit(&self, now: Time) -> u32 {
-        let by_speed = self.meter.speed(now) * HORIZON_S / f64::from(self.config.piece_len_bytes.max(1));
+    fn outstanding_limit(&self) -> u32 {
+        let by_speed = self.meter.peak() * HORIZON_S / f64::from(self.config.piece_len_bytes.max(1));
         let max = self.config.outstanding_max.max(1);
-        (OUTSTANDING_BASE + by_speed.min(f64::from(max)) as u32).min(max)
+        // What waits at a seed waits for the swarm as a whole; it must not keep the host from asking its neighbours.
+        let at_seeds: usize = self.peers.seeds().iter().filter_map(|s| self.peers.get(*s)).map(|s| s.asked.len()).sum();
+        (OUTSTANDING_BASE + at_seeds as u32 + by_speed.min(f64::from(max)) as u32).min(max)
     }
 
     fn choose(&mut self, now: Time) -> Option<(usize, u32)> {

@@ -55,6 +55,8 @@ pub(super) struct Neighbour {
 pub(super) struct Meter {
     bytes: f64,
     at: Time,
+    /// The best speed lately, which fades slowly.
+    peak_bytes_per_s: f64,
     /// Average time from request to stored piece, 0 = not known.
     pub(super) answer_s: f64,
 }
@@ -141,18 +143,21 @@ impl Neighbour {
 impl Meter {
     /// Time in which the speed's memory fades.
     const FADE_S: f64 = 0.5;
+    /// Time in which the memory of the best speed fades.
+    const PEAK_FADE_S: f64 = 10.0;
 
     pub(super) fn add(&mut self, now: Time, bytes: u32, took: Duration) {
         let age = now.since(self.at).as_secs_f64();
         self.bytes = self.bytes.mul_add((-age / Self::FADE_S).exp(), f64::from(bytes));
+        self.peak_bytes_per_s = (self.peak_bytes_per_s * (-age / Self::PEAK_FADE_S).exp()).max(self.bytes / Self::FADE_S);
         self.at = now;
         let took = took.as_secs_f64();
         self.answer_s = if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
     }
 
-    /// Bytes per second lately received.
-    pub(super) fn speed(&self, now: Time) -> f64 {
-        let age = now.since(self.at).as_secs_f64();
-        self.bytes * (-age / Self::FADE_S).exp() / Self::FADE_S
+    /// Bytes per second received at best, lately. The present speed would not do: who is slow for a moment would ask
+    /// for less, and be slower for it.
+    pub(super) const fn peak(&self) -> f64 {
+        self.peak_bytes_per_s
     }
 }
