@@ -19,6 +19,10 @@ const QUEUE_BELIEVED_S: f64 = 1.0;
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause after failed requests.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
+/// The first pause after a request that was never answered; it doubles with each further one.
+const SILENCE_FIRST: Duration = Duration::from_secs(2);
+/// The longest such pause; with nothing else to do silent neighbours are asked in spite of it.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Bounds of the pause after a busy answer.
 const BUSY_MIN_S: f64 = 0.01;
 const BUSY_MAX_S: f64 = 1.0;
@@ -48,6 +52,8 @@ pub(super) struct Neighbour {
     last_good: Time,
     pub(super) pause_until: Time,
     failures: u32,
+    /// Requests in a row that it never answered.
+    pub(super) silences: u32,
 }
 
 /// The host's own receiving: speed and how long an answer takes.
@@ -76,6 +82,7 @@ impl Neighbour {
             last_good: now,
             pause_until: Time::default(),
             failures: 0,
+            silences: 0,
         }
     }
 
@@ -95,6 +102,7 @@ impl Neighbour {
             if self.speed_bytes_per_s == 0.0 { sample } else { self.speed_bytes_per_s.mul_add(1.0 - NEW_WEIGHT, sample * NEW_WEIGHT) };
         self.last_good = now;
         self.failures = 0;
+        self.silences = 0;
     }
 
     /// Requests that may be outstanding at it.
@@ -130,6 +138,16 @@ impl Neighbour {
         self.pause_until = self.pause_until.max(now + pause);
     }
 
+    /// A request was never answered. All that were put to it at the same time run out together, and count once.
+    pub(super) fn silent(&mut self, now: Time) {
+        if self.pause_until > now && self.silences > 0 {
+            return;
+        }
+        let pause = SILENCE_FIRST.saturating_mul(1 << self.silences.min(8)).min(SILENCE_MAX);
+        self.silences += 1;
+        self.pause_until = self.pause_until.max(now + pause);
+    }
+
     pub(super) fn take(&mut self, piece: u32) -> Option<Asked> {
         let at = self.asked.iter().position(|a| a.piece == piece)?;
         Some(self.asked.swap_remove(at))
@@ -153,6 +171,11 @@ impl Meter {
         self.at = now;
         let took = took.as_secs_f64();
         self.answer_s = if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
+    }
+
+    /// An answer came after the request had been given up.
+    pub(super) fn late(&mut self, given_up_after: Duration) {
+        self.answer_s = self.answer_s.max(given_up_after.as_secs_f64());
     }
 
     /// Bytes per second received at best, lately. The present speed would not do: who is slow for a moment would ask
