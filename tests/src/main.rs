@@ -9,12 +9,13 @@
 mod clients_direct;
 mod faults_data;
 mod faults_nodes;
+mod limits;
 mod origins;
 mod runner;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
     let suites =
-        [testbed::cases(), origins::cases(), clients_direct::cases(), faults_data::cases(), faults_nodes::cases()];
+        [testbed::cases(), origins::cases(), clients_direct::cases(), faults_data::cases(), faults_nodes::cases(), limits::cases()];
     runner::main(suites.into_iter().flatten().collect())
 }
