@@ -10,6 +10,7 @@ mod clients_direct;
 mod docs;
 mod faults_data;
 mod faults_nodes;
+mod limits;
 mod origins;
 mod runner;
 mod testbed;
@@ -22,6 +23,7 @@ fn main() -> std::process::ExitCode {
         docs::cases(),
         faults_data::cases(),
         faults_nodes::cases(),
+        limits::cases(),
     ];
     runner::main(suites.into_iter().flatten().collect())
 }
