@@ -6,12 +6,23 @@
 
 #![forbid(unsafe_code)]
 
+mod clients_common;
 mod clients_direct;
+mod clients_intercept;
+mod clients_mirror;
+mod clients_proxy;
 mod origins;
 mod runner;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
-    let suites = [testbed::cases(), origins::cases(), clients_direct::cases()];
+    let suites = [
+        testbed::cases(),
+        origins::cases(),
+        clients_direct::cases(),
+        clients_mirror::cases(),
+        clients_proxy::cases(),
+        clients_intercept::cases(),
+    ];
     runner::main(suites.into_iter().flatten().collect())
 }
