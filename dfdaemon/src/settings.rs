@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peer::node::{HostConfig, NodeConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, NodeConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Guard, HostOptions, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use crate::config::{Limits, MirrorConfig, OriginsConfig, ProxyConfig};
 use crate::passthrough::upstream_url;
 
 /// A dfdaemon's configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DfdaemonConfig {
     /// `[cluster]`: where the supernodes are.
@@ -44,8 +44,6 @@ pub struct DfdaemonConfig {
     pub store: StoreSection,
     /// `[rates]`
     pub rates: RatesConfig,
-    /// `[orphan]`
-    pub orphan: OrphanConfig,
     /// `[tasks]`
     pub tasks: TasksConfig,
     /// `[source]`
@@ -87,30 +85,6 @@ pub struct HttpConfig {
     pub listen: ListenAddr,
     /// `[http.limits]`
     pub limits: HttpLimits,
-}
-
-impl Default for DfdaemonConfig {
-    fn default() -> Self {
-        Self {
-            cluster: ClusterConfig::default(),
-            socket: SocketConfig::default(),
-            http: HttpConfig::default(),
-            proxy: ProxyConfig::default(),
-            mirror: MirrorConfig::default(),
-            origins: OriginsConfig::default(),
-            limits: Limits::default(),
-            host: HostConfig::default(),
-            peer: PeerConfig::default(),
-            store: StoreSection::default(),
-            rates: RatesConfig::default(),
-            orphan: OrphanConfig::default(),
-            tasks: TasksConfig::default(),
-            source: SourceConfig::default(),
-            guard: Guard::default(),
-            log: LogConfig::default(),
-            runtime: RuntimeConfig::default(),
-        }
-    }
 }
 
 impl Default for ClusterConfig {
@@ -166,7 +140,6 @@ impl DfdaemonConfig {
             peer: self.peer.clone(),
             store: self.store.clone(),
             rates: self.rates,
-            orphan: self.orphan,
             tasks: self.tasks,
             source,
             guard,
@@ -188,7 +161,6 @@ impl Validate for DfdaemonConfig {
         });
         problems.within("peer", |problems| self.peer.validate(problems));
         problems.within("store", |problems| self.store.validate(problems));
-        problems.within("orphan", |problems| self.orphan.validate(problems));
         problems.within("tasks", |problems| self.tasks.validate(problems));
         problems.within("log", |problems| self.log.validate(problems));
         problems.within("runtime", |problems| self.runtime.validate(problems));
@@ -212,6 +184,10 @@ impl Validate for ClusterConfig {
 impl Config for DfdaemonConfig {
     const BINARY: &'static str = "dfdaemon";
 
+    fn default_toml() -> String {
+        include_str!("../../docs/config/dfdaemon.toml").to_owned()
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }
@@ -220,3 +196,6 @@ impl Config for DfdaemonConfig {
         &self.runtime
     }
 }
+
+#[cfg(test)]
+mod documented;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use proto::{Kind, TaskSpec};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -14,9 +16,9 @@ use tracing::{debug, warn};
 use crate::Parts;
 use crate::backend::daemon::DaemonBackend;
 use crate::backend::{Backend, BackendError, Done, Event, Output, Request};
-use crate::exit::{Cause, Failure};
+use crate::exit::{Cause, Failure, chain};
 use crate::options::Job;
-use crate::output::{self, Temporary};
+use crate::output::{self, MadeFolders, Place, Special, Temporary};
 use crate::report::Reporter;
 
 /// How long a daemon that was lost may take to come back before the engine in this process takes over: a restart by
@@ -55,11 +57,15 @@ pub struct Finished {
 pub struct Engines {
     job: Job,
     daemon: Option<DaemonBackend>,
+    /// It has answered: when it is gone, it was lost, and may come back.
+    daemon_seen: AtomicBool,
     /// The daemon did not come back: no other file waits for it again.
     daemon_gone: AtomicBool,
     local: OnceCell<Arc<dyn Backend>>,
     parts: Arc<dyn Parts>,
     deadline: Option<Instant>,
+    /// Folders made so far. Several files may need one, so the empty ones go at the very end.
+    made: Mutex<MadeFolders>,
 }
 
 /// Where the bytes of one file go.
@@ -68,6 +74,8 @@ enum Sink {
     Backend,
     /// We do.
     Here(Temporary),
+    /// We do, and cannot take it back.
+    Special(Special),
 }
 
 /// What became of a lost daemon.
@@ -92,7 +100,16 @@ impl Engines {
     pub fn new(job: Job, parts: Arc<dyn Parts>) -> Self {
         let daemon = job.endpoint.as_ref().map(|endpoint| DaemonBackend::new(endpoint.path.clone()));
         let deadline = job.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { job, daemon, daemon_gone: AtomicBool::new(false), local: OnceCell::new(), parts, deadline }
+        Self {
+            job,
+            daemon,
+            daemon_seen: AtomicBool::new(false),
+            daemon_gone: AtomicBool::new(false),
+            local: OnceCell::new(),
+            parts,
+            deadline,
+            made: Mutex::default(),
+        }
     }
 
     /// What the user asked for.
@@ -113,21 +130,34 @@ impl Engines {
         self.local.get()
     }
 
+    /// Whether the daemon is another user's: it then writes no files for this one.
+    fn daemon_is_foreign(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let own = rustix::process::geteuid();
+        let owner =
+            self.daemon.as_ref().and_then(|daemon| std::fs::metadata(daemon.path()).ok()).map(|file| file.uid());
+        !own.is_root() && owner.is_some_and(|owner| owner != own.as_raw())
+    }
+
     /// Downloads one file. Dropping the future cancels it and leaves nothing behind.
     ///
     /// # Errors
     /// Why it failed; the output is then what it was before.
     pub async fn download(&self, file: &FileJob, reporter: &Reporter) -> Result<Finished, Failure> {
         let job = &self.job;
-        let made = output::prepare(&file.output, job.overwrite)?;
-        if job.original_offset {
-            output::ensure_file(&file.output)?;
-        }
-        // The daemon's protocol has paths as text.
-        let mut sink = if job.stream || file.output.to_str().is_none() {
-            Sink::Here(Temporary::beside(&file.output)?)
-        } else {
-            Sink::Backend
+        let place = output::prepare(&file.output, job.overwrite, &mut self.made.lock())?;
+        // The backend is told where the file really is; the report says what the user wrote.
+        let file = &match place.clone() {
+            Place::File(output) | Place::Special(output) => FileJob { output, ..file.clone() },
+        };
+        let target = job.original_offset.then(|| output::ensure_file(&file.output)).transpose()?;
+        let mut sink = match place {
+            Place::Special(path) => Sink::Special(Special::open(path).await?),
+            // The daemon's protocol has paths as text.
+            Place::File(path) if job.stream || path.to_str().is_none() || self.daemon_is_foreign() => {
+                Sink::Here(Temporary::beside(&path)?)
+            }
+            Place::File(_) => Sink::Backend,
         };
         let mut losses = Losses::default();
         let finished = loop {
@@ -143,7 +173,7 @@ impl Engines {
             };
             let Some(daemon) = daemon else {
                 return Err(Failure::new(
-                    Cause::Kind(Kind::Unavailable),
+                    Cause::Kind(Kind::Internal),
                     format!("the engine stopped: {}", chain(&error)),
                 ));
             };
@@ -153,7 +183,9 @@ impl Engines {
             }
         };
         self.place(sink, file, &finished)?;
-        made.keep();
+        if let Some(target) = target {
+            target.keep();
+        }
         Ok(finished)
     }
 
@@ -198,27 +230,21 @@ impl Engines {
         reporter: &Reporter,
         losses: &mut Losses,
     ) -> Result<Done, BackendError> {
-        if let Sink::Here(part) = sink {
-            // Bytes of an attempt that did not come to its end were not checked as a whole.
-            part.restart()?;
-        }
-        let mut events = backend.download(self.request(file, matches!(sink, Sink::Here(_)))).await?;
+        // Bytes of an attempt that did not come to its end were not checked as a whole.
+        sink.restart()?;
+        let mut events = backend.download(self.request(file, !matches!(sink, Sink::Backend))).await?;
         while let Some(event) = events.next().await {
             match event? {
                 Event::Started(started) => {
                     losses.since = None;
-                    if let Sink::Here(part) = sink {
-                        part.restart()?;
+                    if self.daemon.is_some() {
+                        self.daemon_seen.store(true, Ordering::Relaxed);
                     }
+                    sink.restart()?;
                     reporter.started(file, backend.name(), &started);
                 }
                 Event::Progress(counts) => reporter.progress(file.number, counts),
-                Event::Data(bytes) => match sink {
-                    Sink::Here(part) => part.append(bytes).await?,
-                    Sink::Backend => {
-                        return Err(Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for").into());
-                    }
-                },
+                Event::Data(bytes) => sink.append(bytes).await?,
                 Event::Done(done) => return Ok(done),
             }
         }
@@ -234,8 +260,9 @@ impl Engines {
         reporter: &Reporter,
     ) -> Next {
         let named = self.job.endpoint.as_ref().is_some_and(|endpoint| endpoint.named);
-        if losses.count == 0
-            && let BackendError::Unreachable { .. } = &error
+        if let BackendError::Unreachable { .. } = &error
+            && losses.count == 0
+            && !self.daemon_seen.load(Ordering::Relaxed)
         {
             // None runs here, which is as good a way to use dfget as any; one that was asked for by name is missed.
             debug!(reason = chain(&error), "no dfdaemon");
@@ -263,14 +290,38 @@ impl Engines {
 
     /// Bytes that we wrote take the place of the output.
     fn place(&self, sink: Sink, file: &FileJob, finished: &Finished) -> Result<(), Failure> {
-        let Sink::Here(part) = sink else { return Ok(()) };
-        if part.length() != finished.done.counts.bytes {
-            let message = format!("the {} sent {} of {} bytes", finished.by, part.length(), finished.done.counts.bytes);
+        let written = match &sink {
+            Sink::Backend => return Ok(()),
+            Sink::Here(part) => part.length(),
+            Sink::Special(special) => special.length(),
+        };
+        if written != finished.done.counts.bytes {
+            let message = format!("the {} sent {written} of {} bytes", finished.by, finished.done.counts.bytes);
             return Err(Failure::new(Cause::Kind(Kind::Internal), message));
         }
-        match file.spec.range.filter(|_| self.job.original_offset) {
-            Some(range) => part.finish_into(&file.output, range.start()),
-            None => part.finish(&file.output, self.job.overwrite),
+        match (sink, file.spec.range.filter(|_| self.job.original_offset)) {
+            (Sink::Here(part), Some(range)) => part.finish_into(&file.output, range.start()),
+            (Sink::Here(part), None) => part.finish(&file.output, self.job.overwrite),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Sink {
+    /// What came so far is void.
+    fn restart(&mut self) -> Result<(), Failure> {
+        match self {
+            Self::Backend => Ok(()),
+            Self::Here(part) => part.restart(),
+            Self::Special(special) => special.restart(),
+        }
+    }
+
+    async fn append(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        match self {
+            Self::Backend => Err(Failure::new(Cause::Kind(Kind::Internal), "bytes came that nobody asked for")),
+            Self::Here(part) => part.append(bytes).await,
+            Self::Special(special) => special.append(bytes).await,
         }
     }
 }
@@ -279,20 +330,4 @@ impl std::fmt::Debug for Engines {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engines").field("daemon", &self.daemon).finish_non_exhaustive()
     }
-}
-
-/// An error and what caused it, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        // Wrappers like to repeat what they wrap.
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = error.source();
-    }
-    text
 }

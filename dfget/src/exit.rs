@@ -1,6 +1,6 @@
 //! Why a download failed, and the exit code that follows. All of it in one table.
 
-use std::fmt;
+use std::error::Error;
 
 use proto::Kind;
 
@@ -95,7 +95,7 @@ pub const EXITS: &[Row] = &[
     row(
         Exit::Usage,
         &["usage", "invalid"],
-        "the command line makes no sense; every problem was listed, nothing was done",
+        "the command line, or what it asks for, makes no sense; every problem was listed",
     ),
     row(Exit::Digest, &["corrupt"], "the content is not what --digest or --md5 says; there is no output"),
     row(Exit::NotFound, &["not_found"], "the origin has no such thing (404, 410)"),
@@ -269,23 +269,33 @@ impl Failure {
             std::io::ErrorKind::AlreadyExists => Cause::Exists,
             _ => Cause::Output,
         };
-        Self::new(cause, format!("cannot {what} {}: {}", path.display(), Plain(error)))
+        Self::new(cause, format!("cannot {what} {}: {}", path.display(), plain(error)))
     }
 }
 
-/// An IO error without the "(os error 13)", in lower case, as our messages are.
-struct Plain<'e>(&'e std::io::Error);
-
-impl fmt::Display for Plain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
-        let text = text.split(" (os error").next().unwrap_or_default();
-        let mut chars = text.chars();
-        match chars.next() {
-            Some(first) => write!(f, "{}{}", first.to_lowercase(), chars.as_str()),
-            None => f.write_str("unknown error"),
+/// An error and what caused it on one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = plain(error);
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = plain(error);
+        // Wrappers like to repeat what they wrap.
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
         }
+        source = error.source();
     }
+    text
+}
+
+/// An error without the "(os error 13)" of the system's ones, and in lower case, as our messages are.
+fn plain(error: &dyn Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut chars = text.chars();
+    chars.next().map(|first| first.to_lowercase().chain(chars).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]

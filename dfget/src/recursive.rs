@@ -2,12 +2,11 @@
 
 use std::collections::HashSet;
 use std::path::{Component, Path};
-use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use proto::{Kind, TaskSpec};
 use regex::Regex;
-use tokio::task::JoinSet;
 use tracing::warn;
 use url::Url;
 
@@ -39,47 +38,39 @@ struct Filter {
     reject: Option<Regex>,
 }
 
-/// Downloads the folder of the job, or lists it.
+/// Downloads the folder of the job, or lists it. Dropping the future cancels all of it.
 ///
 /// # Errors
 /// When it cannot be listed, or a name in it is unsafe. Files that fail are in the result instead.
 pub async fn run(
-    engines: &Arc<Engines>,
+    engines: &Engines,
     recursive: &Recursive,
     parts: &dyn Parts,
-    reporter: &Arc<Reporter>,
+    reporter: &Reporter,
 ) -> Result<Folder, Failure> {
     let job = engines.job();
     let files = find(job, recursive, parts).await?;
+    reporter.listed(files.len());
     if recursive.list {
         reporter.list(&files);
         return Ok(Folder::default());
     }
-    reporter.listed(files.len());
-    let mut waiting = files.into_iter().enumerate();
-    let mut running = JoinSet::new();
+    // One task for all: they wait for the daemon most of the time, and end together when this one is dropped.
+    let downloads = futures_util::stream::iter(files.into_iter().enumerate()).map(async |(number, file)| {
+        let file = file_job(job, number, file);
+        let result = engines.download(&file, reporter).await;
+        reporter.file(&file, &result);
+        result
+    });
+    let mut results = std::pin::pin!(downloads.buffer_unordered(recursive.parallel));
     let mut folder = Folder::default();
-    loop {
-        while running.len() < recursive.parallel
-            && let Some((number, file)) = waiting.next()
-        {
-            let (engines, reporter) = (Arc::clone(engines), Arc::clone(reporter));
-            let file = file_job(job, number, file);
-            running.spawn(async move {
-                let result = engines.download(&file, &reporter).await;
-                reporter.file(&file, &result);
-                result
-            });
-        }
-        match running.join_next().await {
-            None => return Ok(folder),
-            Some(Ok(Ok(finished))) => folder.finished.push(finished),
-            Some(Ok(Err(failure))) => folder.failures.push(failure),
-            Some(Err(error)) => folder
-                .failures
-                .push(Failure::new(Cause::Kind(Kind::Internal), format!("a download ended in a defect: {error}"))),
+    while let Some(result) = results.next().await {
+        match result {
+            Ok(finished) => folder.finished.push(finished),
+            Err(failure) => folder.failures.push(failure),
         }
     }
+    Ok(folder)
 }
 
 async fn find(job: &Job, recursive: &Recursive, parts: &dyn Parts) -> Result<Vec<ListedFile>, Failure> {
@@ -101,7 +92,7 @@ async fn find(job: &Job, recursive: &Recursive, parts: &dyn Parts) -> Result<Vec
     for file in listed.files {
         if !is_safe(&file.path) {
             return Err(Failure::new(
-                Cause::Kind(Kind::Invalid),
+                Cause::Kind(Kind::Forbidden),
                 format!("the listing holds an unsafe name: {:?}", file.path),
             ));
         }

@@ -1,6 +1,7 @@
 //! What people and scripts are told.
 
 mod bar;
+mod lines;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -8,10 +9,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use serde::Serialize;
 use url::Url;
 
 use self::bar::Display;
+use self::lines::{Event, Failed, Ok as Good, Sources, With};
 use crate::args::Problem;
 use crate::backend::{Counts, Started};
 use crate::download::{FileJob, Finished};
@@ -62,28 +64,6 @@ pub fn shown(url: &Url) -> String {
     url.into()
 }
 
-fn counts(counts: Counts) -> Value {
-    json!({ "from_peers": counts.from_peers, "from_origin": counts.from_origin, "from_cache": counts.from_cache })
-}
-
-/// The members of both objects; all arguments are objects that we made ourselves.
-fn merged(mut one: Value, other: Value) -> Value {
-    if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
-        one.extend(other);
-    }
-    one
-}
-
-fn failed(failure: &Failure) -> Value {
-    json!({
-        "ok": false,
-        "kind": failure.cause.label(),
-        "reason": failure.reason,
-        "origin_status": failure.origin_status,
-        "message": failure.message,
-    })
-}
-
 /// A message on one line of a terminal, whatever an origin put into it.
 fn one_line(message: &str) -> String {
     message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -122,9 +102,10 @@ impl Reporter {
         }
     }
 
-    fn event(&self, event: Value) {
+    fn event(&self, event: impl Serialize) {
         if self.json {
-            self.line(&event.to_string());
+            // Plain structs with text as keys: nothing in them can fail.
+            self.line(&serde_json::to_string(&event).unwrap_or_default());
         }
     }
 
@@ -141,14 +122,13 @@ impl Reporter {
         state.reconnecting = false;
         state.running.insert(file.number, (Counts::default(), started.length));
         drop(state);
-        self.event(json!({
-            "event": "started",
-            "url": shown(&file.spec.url),
-            "output": file.output.to_string_lossy(),
-            "by": by,
-            "length": started.length,
-            "from_cache": started.from_cache,
-        }));
+        self.event(Event::Started {
+            url: shown(&file.spec.url),
+            output: file.output.to_string_lossy(),
+            by,
+            length: started.length,
+            from_cache: started.from_cache,
+        });
     }
 
     /// So far.
@@ -165,7 +145,7 @@ impl Reporter {
             }
             state.last_progress = Some(now);
             drop(state);
-            self.event(merged(json!({ "event": "progress", "bytes": sum.bytes, "length": length }), counts(sum)));
+            self.event(Event::Progress { bytes: sum.bytes, length, sources: Sources::of(sum) });
         } else {
             state.display.progress(sum, length, now);
         }
@@ -175,27 +155,27 @@ impl Reporter {
     pub fn reconnecting(&self, lost_for: Duration) {
         let first = !std::mem::replace(&mut self.state.lock().reconnecting, true);
         if first {
-            self.event(json!({ "event": "reconnecting", "lost_for_s": lost_for.as_secs_f64() }));
+            self.event(Event::Reconnecting { lost_for_s: lost_for.as_secs_f64() });
             self.notice("the dfdaemon is gone, waiting for it to come back");
         }
     }
 
     /// The engine in this process takes over.
     pub fn fallback(&self, reason: &str) {
-        self.event(json!({ "event": "fallback", "message": reason }));
+        self.event(Event::Fallback { message: reason });
         self.notice(&format!("{reason}; downloading in this process"));
     }
 
     /// A folder was listed.
     pub fn listed(&self, files: usize) {
-        self.event(json!({ "event": "listed", "files": files }));
+        self.event(Event::Listed { files });
     }
 
     /// `--list`.
     pub fn list(&self, files: &[ListedFile]) {
         for file in files {
             if self.json {
-                self.event(json!({ "event": "found", "url": shown(&file.url), "path": file.path.to_string_lossy() }));
+                self.event(Event::Found { url: shown(&file.url), path: file.path.to_string_lossy() });
             } else {
                 self.line(file.url.as_str());
             }
@@ -210,14 +190,11 @@ impl Reporter {
             state.finished = add(state.finished, finished.done.counts);
         }
         drop(state);
-        let about = json!({ "event": "file", "url": shown(&file.spec.url), "output": file.output.to_string_lossy() });
+        let about = Event::File { url: shown(&file.spec.url), output: file.output.to_string_lossy() };
         match result {
-            Ok(finished) => {
-                let ok = json!({ "ok": true, "length": finished.done.counts.bytes });
-                self.event(merged(merged(about, ok), counts(finished.done.counts)));
-            }
+            Ok(finished) => self.event(With { one: about, other: Good::new(finished.done.counts) }),
             Err(failure) => {
-                self.event(merged(about, failed(failure)));
+                self.event(With { one: about, other: Failed::new(failure) });
                 self.notice(&format!("{}: {}", file.output.display(), failure.message));
             }
         }
@@ -231,17 +208,13 @@ impl Reporter {
     pub fn result(&self, output: &Path, result: &Result<Finished, Failure>) {
         self.state.lock().display.end();
         match result {
-            Ok(finished) => {
-                let line = json!({
-                    "ok": true,
-                    "output": output.to_string_lossy(),
-                    "length": finished.done.counts.bytes,
-                    "seconds": self.seconds(),
-                    "by": finished.by,
-                    "output_by": finished.done.output_by,
-                });
-                self.event(merged(line, counts(finished.done.counts)));
-            }
+            Ok(finished) => self.event(Good {
+                output: Some(output.to_string_lossy()),
+                seconds: Some(self.seconds()),
+                by: Some(finished.by),
+                output_by: Some(&finished.done.output_by),
+                ..Good::new(finished.done.counts)
+            }),
             Err(failure) => self.failure(failure),
         }
     }
@@ -250,19 +223,18 @@ impl Reporter {
     pub fn folder_result(&self, job: &Job, folder: &Folder) -> Option<Failure> {
         self.state.lock().display.end();
         let sum = folder.finished.iter().fold(Counts::default(), |sum, finished| add(sum, finished.done.counts));
-        let numbers = json!({
-            "output": job.output.to_string_lossy(),
-            "files": folder.finished.len() + folder.failures.len(),
-            "failed": folder.failures.len(),
-            "length": sum.bytes,
-            "seconds": self.seconds(),
-        });
-        let numbers = merged(numbers, counts(sum));
+        let numbers = Good {
+            output: Some(job.output.to_string_lossy()),
+            seconds: Some(self.seconds()),
+            files: Some(folder.finished.len() + folder.failures.len()),
+            failed: Some(folder.failures.len()),
+            ..Good::new(sum)
+        };
         let Some(failure) = worst(folder) else {
-            self.event(merged(json!({ "ok": true }), numbers));
+            self.event(numbers);
             return None;
         };
-        self.event(merged(failed(&failure), numbers));
+        self.event(With { one: Failed::new(&failure), other: Good { ok: None, ..numbers } });
         self.notice(&failure.message);
         Some(failure)
     }
@@ -270,7 +242,7 @@ impl Reporter {
     /// The last line when nothing came to be.
     pub fn failure(&self, failure: &Failure) {
         self.state.lock().display.end();
-        self.event(failed(failure));
+        self.event(Failed::new(failure));
         self.notice(&failure.message);
     }
 
@@ -278,7 +250,7 @@ impl Reporter {
     pub fn usage(&self, problems: &[Problem]) {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         let failure = Failure::new(Cause::Usage, problems.join("; "));
-        self.event(merged(failed(&failure), json!({ "problems": problems })));
+        self.event(Failed { problems: Some(&problems), ..Failed::new(&failure) });
         for problem in &problems {
             self.notice(problem);
         }

@@ -66,7 +66,7 @@ fn print(text: &[u8]) -> Exit {
 }
 
 fn download(job: Job, parts: Arc<dyn Parts>) -> Exit {
-    let reporter = Arc::new(Reporter::new(job.show));
+    let reporter = Reporter::new(job.show);
     let fail = |failure: &Failure| {
         reporter.failure(failure);
         failure.exit()
@@ -88,7 +88,7 @@ fn download(job: Job, parts: Arc<dyn Parts>) -> Exit {
                 return fail(&Failure::new(Cause::Kind(Kind::Internal), format!("cannot watch signals: {error}")));
             }
         };
-        execute(job, parts, Arc::clone(&reporter), cancel).await
+        execute(job, parts, &reporter, cancel).await
     });
     // What still runs in the background has nothing left to do for anybody.
     runtime.shutdown_background();
@@ -113,14 +113,14 @@ fn signals() -> std::io::Result<CancellationToken> {
 }
 
 /// Carries a job out and reports it: the part of [`run`] between the command line and the exit code.
-pub async fn execute(job: Job, parts: Arc<dyn Parts>, reporter: Arc<Reporter>, cancel: CancellationToken) -> Exit {
-    let engines = Arc::new(Engines::new(job, Arc::clone(&parts)));
+pub async fn execute(job: Job, parts: Arc<dyn Parts>, reporter: &Reporter, cancel: CancellationToken) -> Exit {
+    let engines = Engines::new(job, Arc::clone(&parts));
     let deadline = engines.deadline();
     let ended = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(Failure::new(Cause::Cancelled, "cancelled")),
         () = sleep_until(deadline) => Err(timed_out(engines.job())),
-        exit = work(&engines, parts.as_ref(), &reporter) => Ok(exit),
+        exit = work(&engines, parts.as_ref(), reporter) => Ok(exit),
     };
     let exit = match ended {
         Ok(exit) => exit,
@@ -150,7 +150,7 @@ fn timed_out(job: &Job) -> Failure {
     Failure::new(Cause::Timeout, format!("not complete after {} (--timeout)", humantime::format_duration(after)))
 }
 
-async fn work(engines: &Arc<Engines>, parts: &dyn Parts, reporter: &Arc<Reporter>) -> Exit {
+async fn work(engines: &Engines, parts: &dyn Parts, reporter: &Reporter) -> Exit {
     let job = engines.job();
     if job.priority == 1 {
         let failure = Failure::new(Cause::Kind(Kind::Forbidden), "priority 1 forbids the download");

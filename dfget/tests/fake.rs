@@ -23,7 +23,7 @@ const CHUNK: usize = 64 << 10;
 
 /// What the daemon does with its next download.
 #[derive(Clone, Debug)]
-pub enum Deed {
+pub(crate) enum Deed {
     Serve,
     Fail {
         kind: wire::Kind,
@@ -40,18 +40,17 @@ pub enum Deed {
 }
 
 #[derive(Debug, Default)]
-pub struct Shared {
-    pub deeds: Mutex<VecDeque<Deed>>,
-    pub requests: Mutex<Vec<wire::DownloadRequest>>,
-    pub callers: Mutex<Vec<Vec<u8>>>,
+pub(crate) struct Shared {
+    pub(crate) deeds: Mutex<VecDeque<Deed>>,
+    pub(crate) requests: Mutex<Vec<wire::DownloadRequest>>,
+    pub(crate) callers: Mutex<Vec<Vec<u8>>>,
     /// Downloads whose stream was dropped by the client or the runtime.
-    pub cancelled: Mutex<u32>,
-    pub most_at_once: Mutex<(u32, u32)>,
+    pub(crate) cancelled: Mutex<u32>,
+    pub(crate) most_at_once: Mutex<(u32, u32)>,
 }
 
 /// A running daemon. Dropping it is a `kill -9`: connections break, nothing is tidied up.
-pub struct Fake {
-    pub shared: Arc<Shared>,
+pub(crate) struct Fake {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -61,11 +60,11 @@ struct Service {
 }
 
 impl Fake {
-    pub fn start(socket: &Path, folder: &Path, shared: Arc<Shared>) -> Self {
+    pub(crate) fn start(socket: &Path, folder: &Path, shared: Arc<Shared>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let _ = std::fs::remove_file(socket);
         let listener = runtime.block_on(async { UnixListener::bind(socket).unwrap() });
-        let service = DaemonServer::new(Service { folder: folder.to_owned(), shared: Arc::clone(&shared) });
+        let service = DaemonServer::new(Service { folder: folder.to_owned(), shared });
         runtime.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let service = TowerToHyperService::new(service.clone());
@@ -75,7 +74,7 @@ impl Fake {
                 });
             }
         });
-        Self { shared, runtime: Some(runtime) }
+        Self { runtime: Some(runtime) }
     }
 }
 
@@ -183,10 +182,10 @@ async fn carry_out(folder: &Path, request: &wire::DownloadRequest, deed: Deed, s
     }
     // Long enough for downloads at the same time to overlap.
     tokio::time::sleep(Duration::from_millis(5)).await;
-    if let Some(part) = part {
-        if let Some(failed) = part.place(request) {
-            return say(sender, Body::Failed(failed)).await;
-        }
+    if let Some(part) = part
+        && let Some(failed) = part.place(request)
+    {
+        return say(sender, Body::Failed(failed)).await;
     }
     say(
         sender,

@@ -97,8 +97,8 @@ fn job(dir: &TempDir, line: &str) -> Job {
 }
 
 async fn run(job: Job, stage: &Arc<Stage>) -> Exit {
-    let reporter = Arc::new(Reporter::new(job.show));
-    execute(job, Arc::new(Handle(Arc::clone(stage))), reporter, CancellationToken::new()).await
+    let reporter = Reporter::new(job.show);
+    execute(job, Arc::new(Handle(Arc::clone(stage))), &reporter, CancellationToken::new()).await
 }
 
 fn stage(files: &[(&str, &str, &'static [u8])]) -> Arc<Stage> {
@@ -143,7 +143,7 @@ async fn without_a_daemon_the_engine_runs_here() {
     assert!(stage.settings.lock().last().unwrap().insecure);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_stays_away_is_replaced_after_ten_seconds() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("content")).unwrap();
@@ -151,7 +151,7 @@ async fn a_daemon_that_stays_away_is_replaced_after_ten_seconds() {
     let socket = dir.path().join("d.sock");
     let shared = Arc::new(Shared::default());
     shared.deeds.lock().push_back(Deed::StopAfter(100_000));
-    let daemon = Fake::start(&socket, &dir.path().join("content"), Arc::clone(&shared));
+    let daemon = tokio::task::block_in_place(|| Fake::start(&socket, &dir.path().join("content"), Arc::clone(&shared)));
     let stage = stage(&[("", "http://h/f", b"by the engine")]);
     let job = job(&dir, &format!("http://h/f --transfer-from-dfdaemon -e {}", socket.display()));
     let begin = tokio::time::Instant::now();
@@ -226,7 +226,7 @@ async fn credentials_stay_with_their_host_and_names_below_the_folder() {
     }
     for name in ["../x", "/x", "a/../../x", ""] {
         let bad = stage(&[(name, "http://h/x", b"evil")]);
-        assert_eq!(run(job_of("--no-daemon -r http://h/ -O out"), &bad).await, Exit::Usage, "{name:?}");
+        assert_eq!(run(job_of("--no-daemon -r http://h/ -O out"), &bad).await, Exit::Denied, "{name:?}");
         assert!(bad.requests.lock().is_empty());
     }
     assert!(!Path::new(dir.path()).join("out").is_dir());
@@ -240,4 +240,90 @@ async fn priority_one_forbids() {
     assert_eq!(run(job(&dir, "--no-daemon http://h/f -p 2"), &stage).await, Exit::Ok);
     assert!(stage.requests.lock()[0].never_origin);
     assert_eq!(Failure::new(Cause::Cancelled, "").exit(), Exit::Cancelled);
+}
+
+/// Many files of few folders, all but one of them failing while others come: no folder vanishes under a file.
+#[tokio::test]
+async fn a_failing_file_does_not_take_its_neighbours_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<(String, String)> = (0..30).map(|n| (format!("d/e/f{n}"), format!("http://h/d/e/f{n}"))).collect();
+    let listing: Vec<(&str, &str, &'static [u8])> =
+        names.iter().map(|(path, url)| (path.as_str(), url.as_str(), b"x".as_slice())).collect();
+    let mut whole = Arc::into_inner(stage(&listing)).unwrap();
+    for n in (0..30).filter(|n| n % 5 != 4) {
+        whole.contents.remove(&format!("http://h/d/e/f{n}"));
+    }
+    let whole = Arc::new(whole);
+    assert_eq!(run(job(&dir, "--no-daemon -r http://h/ --max-concurrent-requests 3"), &whole).await, Exit::NotFound);
+    assert_eq!(std::fs::read_dir(dir.path().join("d/e")).unwrap().count(), 6);
+    let none = Arc::new(Stage { listing: whole.listing.clone(), ..Stage::default() });
+    assert_eq!(run(job(&dir, "--no-daemon -r http://h/ -O gone/below"), &none).await, Exit::NotFound);
+    assert!(!dir.path().join("gone").is_dir());
+}
+
+/// Cancelling a folder in the middle leaves neither temporary files nor empty folders.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_folder_leaves_nothing_temporary() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("content")).unwrap();
+    let shared = Arc::new(Shared::default());
+    let mut listing = Vec::new();
+    for n in 0..4 {
+        std::fs::write(dir.path().join(format!("content/f{n}")), vec![7; 500_000]).unwrap();
+        shared.deeds.lock().push_back(Deed::StopAfter(100_000));
+        listing.push(ListedFile { path: format!("sub/f{n}").into(), url: format!("http://h/f{n}").parse().unwrap() });
+    }
+    let socket = dir.path().join("d.sock");
+    let daemon = tokio::task::block_in_place(|| Fake::start(&socket, &dir.path().join("content"), Arc::clone(&shared)));
+    let stage = Arc::new(Stage { listing, ..Stage::default() });
+    let job = job(&dir, &format!("-r http://h/ -O out --transfer-from-dfdaemon -e {}", socket.display()));
+    let cancel = CancellationToken::new();
+    let reporter = Reporter::new(job.show);
+    let out = dir.path().join("out/sub");
+    let (exit, ()) = tokio::join!(execute(job, Arc::new(Handle(stage)), &reporter, cancel.clone()), async {
+        while shared.most_at_once.lock().1 < 4 || std::fs::read_dir(&out).map_or(0, Iterator::count) < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        cancel.cancel();
+    });
+    assert_eq!(exit, Exit::Cancelled);
+    assert!(!dir.path().join("out").is_dir());
+    tokio::task::block_in_place(|| drop(daemon));
+}
+
+/// A daemon that was there and is gone when the next file begins is waited for as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_lost_between_two_files_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let content = dir.path().join("content");
+    std::fs::create_dir(&content).unwrap();
+    for name in ["a", "b"] {
+        std::fs::write(content.join(name), name).unwrap();
+    }
+    let shared = Arc::new(Shared::default());
+    shared.deeds.lock().extend([Deed::Serve, Deed::StopAfter(0)]);
+    let socket = dir.path().join("d.sock");
+    let first = tokio::task::block_in_place(|| Fake::start(&socket, &content, Arc::clone(&shared)));
+    let listing = ["a", "b"]
+        .map(|name| ListedFile { path: name.into(), url: format!("http://h/{name}").parse().unwrap() })
+        .to_vec();
+    let stage = Arc::new(Stage { listing, ..Stage::default() });
+    let job = job(&dir, &format!("-r http://h/ -O out --max-concurrent-requests 1 -e {}", socket.display()));
+    let restart = {
+        let (shared, socket) = (Arc::clone(&shared), socket.clone());
+        std::thread::spawn(move || {
+            while shared.requests.lock().len() < 2 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(first);
+            std::fs::remove_file(&socket).unwrap();
+            std::thread::sleep(Duration::from_millis(500));
+            Fake::start(&socket, &content, shared)
+        })
+    };
+    assert_eq!(run(job, &stage).await, Exit::Ok);
+    let second = tokio::task::block_in_place(|| restart.join().unwrap());
+    assert_eq!(read(&dir, "out/b").as_deref(), Some("b"));
+    assert!(stage.requests.lock().is_empty(), "the engine was not needed");
+    tokio::task::block_in_place(|| drop(second));
 }

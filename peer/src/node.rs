@@ -81,20 +81,6 @@ pub struct RatesConfig {
     pub upload_per_peer: Rate,
 }
 
-/// `[orphan]`: going on when no supernode answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OrphanConfig {
-    /// The origin is read at this rate, over all tasks.
-    pub rate: Rate,
-    /// The origin is read after a random time of at least this …
-    #[serde(with = "duration")]
-    pub delay_min: Duration,
-    /// … and at most this.
-    #[serde(with = "duration")]
-    pub delay_max: Duration,
-}
-
 /// `[tasks]`: opening tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -105,6 +91,9 @@ pub struct TasksConfig {
     /// How long an origin's yes to a caller's credentials holds.
     #[serde(with = "duration")]
     pub authorization_ttl: Duration,
+    /// A complete content is synced to disk so long after its readers have it.
+    #[serde(with = "duration")]
+    pub durable_after: Duration,
     /// Nothing verified has come for so long: another way is looked for.
     #[serde(with = "duration")]
     pub starving_after: Duration,
@@ -121,8 +110,6 @@ pub struct NodeConfig {
     pub store: StoreSection,
     /// `[rates]`
     pub rates: RatesConfig,
-    /// `[orphan]`
-    pub orphan: OrphanConfig,
     /// `[tasks]`
     pub tasks: TasksConfig,
     /// `[source]`
@@ -206,21 +193,12 @@ impl Default for StoreSection {
     }
 }
 
-impl Default for OrphanConfig {
-    fn default() -> Self {
-        Self {
-            rate: Rate::bytes_per_s(10 * 1024 * 1024),
-            delay_min: Duration::from_secs(10),
-            delay_max: Duration::from_secs(30),
-        }
-    }
-}
-
 impl Default for TasksConfig {
     fn default() -> Self {
         Self {
             open_timeout: Duration::from_secs(120),
             authorization_ttl: Duration::from_secs(60),
+            durable_after: Duration::ZERO,
             starving_after: PickerConfig::default().starving_after,
         }
     }
@@ -250,12 +228,6 @@ impl Validate for StoreSection {
         let in_order =
             0.0 < self.low_watermark && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0;
         problems.check(in_order, "high_watermark", "0 < low_watermark <= high_watermark <= 1 must hold");
-    }
-}
-
-impl Validate for OrphanConfig {
-    fn validate(&self, problems: &mut Problems) {
-        problems.check(self.delay_min <= self.delay_max, "delay_min", "must not be longer than delay_max");
     }
 }
 
@@ -325,10 +297,11 @@ impl NodeConfig {
             data_connections_per_peer: self.peer.data_connections,
             receive_buffer_bytes: self.peer.receive_buffer.as_usize(),
             upload_rate_per_peer: self.rates.upload_per_peer.limit_bytes_per_s(),
-            orphan_delay: (self.orphan.delay_min, self.orphan.delay_max),
-            orphan_rate: self.orphan.rate.limit_bytes_per_s(),
+            orphan_delay: (self.source.orphan_delay_min, self.source.orphan_delay_max),
+            orphan_rate: self.source.orphan_rate.limit_bytes_per_s(),
             authorization_ttl: self.tasks.authorization_ttl,
             open_timeout: self.tasks.open_timeout,
+            durable_after: self.tasks.durable_after,
             guard: self.guard.clone(),
         }
     }

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peer::node::{HostConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Guard, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
-use service::config::{ByteSize, Config, Problems, Rate, Validate, duration};
+use service::config::{ByteSize, Config, Problems, Validate, duration};
 use service::http::{HttpLimits, ListenAddr};
 use service::log::LogConfig;
 use service::runtime::RuntimeConfig;
@@ -216,6 +216,10 @@ impl Validate for SchedulerSection {
 impl Config for SupernodeConfig {
     const BINARY: &'static str = "supernode";
 
+    fn default_toml() -> String {
+        include_str!("../../docs/config/supernode.toml").to_owned()
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }
@@ -225,8 +229,5 @@ impl Config for SupernodeConfig {
     }
 }
 
-/// Orphan rules do not apply to a seed: it is the one who may read origins.
-#[must_use]
-pub(crate) fn no_orphan() -> OrphanConfig {
-    OrphanConfig { rate: Rate::UNLIMITED, delay_min: Duration::ZERO, delay_max: Duration::ZERO }
-}
+#[cfg(test)]
+mod documented;

@@ -74,7 +74,6 @@ fn node(config: &SupernodeConfig) -> NodeConfig {
         peer: config.peer.clone(),
         store: config.store.clone(),
         rates: config.rates,
-        orphan: config::no_orphan(),
         tasks: config.tasks,
         source: config.source.clone(),
         guard: config.guard.clone(),

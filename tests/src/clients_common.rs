@@ -14,7 +14,7 @@ use harness::{
 };
 
 /// One pull of some megabytes, on a busy machine.
-pub(crate) const PULL: Duration = Duration::from_secs(180);
+pub(crate) const PULL: Duration = Duration::from_secs(90);
 /// Who may pull where not everybody may.
 pub(crate) const USER: (&str, &str) = ("ann", "secret");
 /// What the issue allows of layers to be read more than once.

@@ -11,6 +11,8 @@ mod clients_direct;
 mod clients_intercept;
 mod clients_mirror;
 mod clients_proxy;
+mod faults_data;
+mod faults_nodes;
 mod origins;
 mod runner;
 mod testbed;
@@ -23,6 +25,8 @@ fn main() -> std::process::ExitCode {
         clients_mirror::cases(),
         clients_proxy::cases(),
         clients_intercept::cases(),
+        faults_data::cases(),
+        faults_nodes::cases(),
     ];
     runner::main(suites.into_iter().flatten().collect())
 }

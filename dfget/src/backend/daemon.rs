@@ -129,7 +129,7 @@ impl Backend for DaemonBackend {
 }
 
 pub(super) fn message(request: Request) -> tonic::Request<wire::DownloadRequest> {
-    let output = request.output.unwrap_or(Output {
+    let output = request.output.unwrap_or_else(|| Output {
         path: PathBuf::new(),
         overwrite: false,
         force_hard_link: false,

@@ -12,7 +12,7 @@ use dfdaemon::carry_out;
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use peer::engine::Engine;
-use peer::node::{HostConfig, NodeConfig, NodeError, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, NodeConfig, NodeError, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Globs, Guard, HostOptions, ListRequest as SourceListRequest, Source, SourceConfig};
 use peer::store::StoreError;
 use proto::Kind;
@@ -113,7 +113,8 @@ fn failed(error: &NodeError) -> Failure {
 }
 
 fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
-    let alone = settings.supernodes.is_empty();
+    // Bytes from an origin that nobody vouches for are shared with nobody.
+    let alone = settings.supernodes.is_empty() || settings.insecure;
     let address = SocketAddr::new(settings.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), settings.port.unwrap_or(0));
     let defaults = PeerConfig::default();
     let supernodes = (!alone).then(|| {
@@ -136,13 +137,8 @@ fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
             download: settings.total_rate_bytes_per_s.map_or(Rate::UNLIMITED, Rate::bytes_per_s),
             ..RatesConfig::default()
         },
-        // Whoever runs dfget by hand waits for it: no long random delay.
-        orphan: OrphanConfig {
-            delay_min: Duration::ZERO,
-            delay_max: Duration::from_secs(2),
-            ..OrphanConfig::default()
-        },
-        tasks: TasksConfig::default(),
+        // The process ends with the download, and must not have to wait for the disk then.
+        tasks: TasksConfig { durable_after: Duration::from_secs(2), ..TasksConfig::default() },
         source: source(settings)?,
         // The user could reach every address without dfget, too.
         guard: Guard::permissive(),
@@ -152,7 +148,12 @@ fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
 }
 
 fn source(settings: &LocalSettings) -> Result<SourceConfig, Failure> {
-    let mut config = SourceConfig::default();
+    // Whoever runs dfget by hand waits for it: no long random delay without a supernode.
+    let mut config = SourceConfig {
+        orphan_delay_min: Duration::ZERO,
+        orphan_delay_max: Duration::from_secs(2),
+        ..SourceConfig::default()
+    };
     if settings.insecure || !settings.ca_files.is_empty() {
         let ca = match settings.ca_files.as_slice() {
             [] => None,

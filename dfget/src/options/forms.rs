@@ -188,7 +188,7 @@ pub(super) fn header(text: &str, len_max: usize) -> Result<(String, Vec<u8>), St
     let (name, value) = text.split_once(':').ok_or("expected Name: value")?;
     let name = http::HeaderName::from_bytes(name.trim().as_bytes())
         .map_err(|_| "the name before the colon is no header name")?;
-    let value = http::HeaderValue::from_str(value.trim())
+    let value = http::HeaderValue::from_bytes(value.trim().as_bytes())
         .map_err(|_| "the value behind the colon has characters a header may not have")?;
     Ok((name.as_str().to_owned(), value.as_bytes().to_vec()))
 }

@@ -1,5 +1,6 @@
 use std::ffi::OsString;
 
+use clap_complete::Shell;
 use proptest::prelude::*;
 
 use super::*;
@@ -253,6 +254,7 @@ fn what_does_not_go_together() {
         "-r -I [",
         "-r --max-concurrent-requests 0",
         "--no-daemon --endpoint /x",
+        "--insecure -e /x",
         "--tag a --identifier a",
         "--tag a --tag b",
         "-u http://h/2",

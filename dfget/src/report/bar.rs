@@ -52,7 +52,7 @@ impl Display {
                     return;
                 }
                 let (bar, styled_with_length) = bar.get_or_insert_with(|| {
-                    (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), !length.is_some())
+                    (ProgressBar::new(0).with_elapsed(now.duration_since(*begin)), length.is_none())
                 });
                 if *styled_with_length != length.is_some() {
                     *styled_with_length = length.is_some();

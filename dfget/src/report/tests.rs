@@ -1,6 +1,7 @@
 use super::*;
 use crate::backend::Done;
 use proto::{Kind, TaskSpec};
+use serde_json::{Value, json};
 
 fn reporter() -> Reporter {
     Reporter::with_lines(Show { json: true, ..Show::default() }, Lines::Kept(Mutex::default()))
@@ -43,6 +44,10 @@ fn the_lines_of_one_file() {
         assert_eq!(lines[2][field], value);
     }
     assert!(lines[2]["seconds"].is_f64());
+    let Lines::Kept(text) = &reporter.lines else { panic!() };
+    assert!(text.lock()[2].starts_with(
+        r#"{"ok":true,"output":"/o/f","length":9,"from_peers":9,"from_origin":0,"from_cache":0,"seconds":"#
+    ));
     assert!(!serde_json::to_string(&lines).unwrap().contains("secret"));
 }
 

@@ -6,15 +6,17 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Curl, Host, Net, Proc, ProcBuilder, Registry, Run};
+use crate::{Curl, Host, Net, Proc, ProcBuilder, Registry, Reply, Run};
 
 /// A store is opened and a port bound; on a busy machine a few seconds.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// One question to a node of ours.
+const API_DEADLINE: Duration = Duration::from_secs(10);
 /// What a node may store, unless a test says otherwise.
 const CAPACITY: &str = "20GiB";
 
@@ -39,7 +41,8 @@ pub fn bin_dir() -> Result<PathBuf> {
 pub struct DaemonSpec {
     /// Name of its host.
     pub host: String,
-    /// TOML appended to what the template gives; it may open sections of its own only.
+    /// TOML joined to what the template gives: a section that the template has gets these lines as well, and a key that
+    /// it has there gets this value.
     pub extra: String,
     /// Bytes it may store, as in `1GiB`.
     pub capacity: Option<String>,
@@ -259,6 +262,38 @@ impl Cluster {
         }
     }
 
+    /// The daemon on the host of this name, to look at.
+    ///
+    /// # Panics
+    /// When there is none: a mistake in the test.
+    #[must_use]
+    pub fn daemon_on(&self, host: &str) -> &Daemon {
+        match self.daemons.iter().find(|daemon| daemon.host().name() == host) {
+            Some(daemon) => daemon,
+            None => panic!("no daemon on host {host}"),
+        }
+    }
+
+    /// Waits until every daemon has a session with a supernode.
+    ///
+    /// # Errors
+    /// When one has none in time.
+    pub fn wait_sessions(&self) -> Result<()> {
+        let end = Instant::now() + START_DEADLINE;
+        for daemon in &self.daemons {
+            loop {
+                let told = daemon.api("/api/skimmer/v1/host").and_then(|reply| reply.json());
+                if told.is_ok_and(|host| host["supernode"] == true) {
+                    break;
+                }
+                let name = daemon.host().name();
+                ensure!(Instant::now() < end, "{name} has no session with a supernode within {START_DEADLINE:?}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
     /// The daemon on the host of this name.
     ///
     /// # Panics
@@ -320,7 +355,7 @@ impl Daemon {
             ("data", folder.join("data").display().to_string()),
             ("socket", folder.join("sock").display().to_string()),
         ];
-        let config = fill(template, &[values, &own].concat())? + extra;
+        let config = join(&fill(template, &[values, &own].concat())?, extra);
         fs::write(folder.join("config.toml"), config)?;
         let path = bin_dir()?.join(program);
         let proc = host
@@ -369,6 +404,29 @@ impl Daemon {
         self.ports.http
     }
 
+    /// Asks its HTTP side from its own host.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn api(&self, path: &str) -> Result<Reply> {
+        Curl::new(self.host()).max_time(API_DEADLINE).get(&format!("http://{}{path}", self.ports.http))
+    }
+
+    /// A metric's value by its full name, summed over its labels; 0 when it was never counted.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let reply = self.api("/metrics")?;
+        ensure!(reply.status == 200, "metrics answer {}", reply.status);
+        let text = String::from_utf8_lossy(&reply.body);
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let values = lines
+            .filter(|rest| rest.starts_with([' ', '{']))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
     /// Where peers reach it.
     #[must_use]
     pub const fn peer(&self) -> SocketAddr {
@@ -393,22 +451,6 @@ impl Daemon {
         self.folder.join("data.ca.crt")
     }
 
-    /// The sum of all samples of a metric, as Prometheus would read it; 0 when there is none.
-    ///
-    /// # Errors
-    /// When it gives no metrics.
-    pub fn metric(&self, name: &str) -> Result<f64> {
-        let reply = Curl::new(self.host()).get(&format!("http://{}/metrics", self.http()))?;
-        ensure!(reply.status == 200, "metrics answered {}", reply.status);
-        let text = String::from_utf8_lossy(&reply.body).into_owned();
-        let samples = text.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };
-            value.split(' ').next()?.parse::<f64>().ok()
-        });
-        Ok(samples.sum())
-    }
-
     /// The socket dfget uses.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -425,6 +467,14 @@ impl Daemon {
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// Its log so far.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        self.proc.log()
     }
 
     /// A dfget that uses this daemon.
@@ -446,4 +496,49 @@ fn fill(template: &str, values: &[(&str, String)]) -> Result<String> {
     let left = text.lines().find(|line| !line.starts_with('#') && line.contains("{{"));
     ensure!(left.is_none(), "template has a place without a value: {}", left.unwrap_or_default());
     Ok(text)
+}
+
+/// Joins two TOML texts of one-line values; where both have a key, the second one's value counts.
+fn join(template: &str, extra: &str) -> String {
+    let is_section = |line: &str| line.starts_with('[') && !line.starts_with("[[");
+    let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+    let mut lines: Vec<String> = template.lines().map(ToOwned::to_owned).collect();
+    // Where the section that is being read begins and ends in `lines`; `None` = at their end.
+    let mut place: Option<(usize, usize)> = None;
+    for line in extra.lines() {
+        if line.starts_with('[') {
+            let begin = lines.iter().position(|have| is_section(line) && have.trim() == line.trim());
+            place = begin.map(|begin| {
+                let rest = lines[begin + 1..].iter().position(|have| have.starts_with('['));
+                (begin, rest.map_or(lines.len(), |rest| begin + 1 + rest))
+            });
+            if place.is_none() {
+                lines.push(line.to_owned());
+            }
+            continue;
+        }
+        let Some((begin, end)) = place else {
+            lines.push(line.to_owned());
+            continue;
+        };
+        match (begin + 1..end).find(|at| key(line).is_some() && key(&lines[*at]) == key(line)) {
+            Some(at) => line.clone_into(&mut lines[at]),
+            None => {
+                lines.insert(begin + 1, line.to_owned());
+                place = Some((begin, end + 1));
+            }
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::join;
+
+    #[test]
+    fn sections_are_joined() {
+        let joined = join("[a]\nx = 1\n\n[b]\ny = 2\n", "\n[b]\ny = 3\nz = 4\n[c]\nw = 5\n[[d]]\nx = 6\n");
+        assert_eq!(joined, "[a]\nx = 1\n\n[b]\nz = 4\ny = 3\n\n[c]\nw = 5\n[[d]]\nx = 6\n");
+    }
 }
