@@ -6,7 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+mod clients_common;
 mod clients_direct;
+mod clients_intercept;
+mod clients_mirror;
+mod clients_proxy;
 mod docs;
 mod faults_data;
 mod faults_nodes;
@@ -19,7 +23,11 @@ fn main() -> std::process::ExitCode {
     let suites = [
         testbed::cases(),
         origins::cases(),
+        clients_common::cases(),
         clients_direct::cases(),
+        clients_intercept::cases(),
+        clients_mirror::cases(),
+        clients_proxy::cases(),
         docs::cases(),
         faults_data::cases(),
         faults_nodes::cases(),
