@@ -64,6 +64,8 @@ pub struct SimConfig {
     pub tick_us: u64,
     /// One-way latency of every message, in microseconds.
     pub latency_us: u64,
+    /// Print on standard error how links and queues are used.
+    pub timeline: bool,
     /// The components' invariants are checked every so many ticks; 0 = never.
     pub check_every_ticks: u64,
 }
@@ -196,6 +198,7 @@ impl Default for SimConfig {
             seed: 1,
             tick_us: 1_000,
             latency_us: 1_000,
+            timeline: false,
             check_every_ticks: 0,
         }
     }

@@ -97,10 +97,9 @@ pub struct Announcer {
 /// A neighbour that wants to be told.
 #[derive(Debug, Default)]
 struct Listener {
-    /// What it told of itself: no news to it.
-    theirs: PieceSet,
-    told: PieceSet,
-    pending: PieceSet,
+    /// What it has or was told of, or will be with the next message: no news to it.
+    knows: PieceSet,
+    pending: Vec<PieceIndex>,
     /// When its next message goes out, when one is to go out.
     due: Option<Time>,
     /// When the last one went out; the first one replaces what it knew.
@@ -167,9 +166,8 @@ impl Announcer {
             AnnounceEvent::PeerHas { peer, added } => {
                 if let Some(listener) = self.listeners.get_mut(&peer) {
                     for piece in added.iter() {
-                        if listener.theirs.insert(piece)
-                            && let Some(reveals) = &mut self.reveals
-                        {
+                        listener.knows.insert(piece);
+                        if let Some(reveals) = &mut self.reveals {
                             reveals.seen_at(peer, piece);
                         }
                     }
@@ -180,7 +178,7 @@ impl Announcer {
                     reveals.fetched(piece);
                 }
                 if let Some(listener) = self.listeners.get_mut(&peer) {
-                    listener.theirs.insert(piece);
+                    listener.knows.insert(piece);
                 }
             }
             AnnounceEvent::Idle => {
@@ -200,16 +198,13 @@ impl Announcer {
             Some(reveals) => reveals.public(),
             None => self.stored.clone(),
         };
-        let theirs = self.listeners.remove(&peer).map_or_else(PieceSet::new, |old| {
-            if let Some(due) = old.due {
-                self.due.remove(&(due, peer));
-            }
-            old.theirs
-        });
+        if let Some(due) = self.listeners.remove(&peer).and_then(|old| old.due) {
+            self.due.remove(&(due, peer));
+        }
         if let Some(reveals) = &mut self.reveals {
             reveals.forget(peer);
         }
-        let listener = Listener { theirs, pending: told, due: Some(now), ..Listener::default() };
+        let listener = Listener { pending: told.iter().collect(), knows: told, due: Some(now), ..Listener::default() };
         self.listeners.insert(peer, listener);
         self.due.insert((now, peer));
     }
@@ -234,10 +229,9 @@ impl Announcer {
             self.due.pop_first();
             let Some(listener) = self.listeners.get_mut(&peer) else { continue };
             listener.due = None;
-            let added = std::mem::take(&mut listener.pending);
+            let added = listener.pending.drain(..).collect();
             let replaces = listener.sent_at.is_none();
             listener.sent_at = Some(now);
-            listener.told.union(&added);
             actions.push(AnnounceAction::Have { peer, added, replaces });
         }
     }
@@ -255,7 +249,7 @@ impl Announcer {
 
     pub(crate) fn check(&self) -> Result<(), &'static str> {
         let only_stored =
-            self.listeners.values().all(|l| l.told.iter().chain(l.pending.iter()).all(|p| self.stored.contains(p)));
+            self.listeners.values().all(|l| l.pending.iter().all(|p| self.stored.contains(*p) && l.knows.contains(*p)));
         let due_once = self.due.len() == self.listeners.values().filter(|l| l.due.is_some()).count();
         let pending_due = self.listeners.values().all(|l| l.pending.is_empty() || l.due.is_some());
         match (only_stored, due_once, pending_due) {
@@ -271,7 +265,11 @@ impl Announcer {
 
 impl Listener {
     fn tell(&mut self, now: Time, me: HostId, piece: PieceIndex, coalesce: Duration, due: &mut BTreeSet<(Time, HostId)>) {
-        if self.theirs.contains(piece) || self.told.contains(piece) || !self.pending.insert(piece) || self.due.is_some() {
+        if !self.knows.insert(piece) {
+            return;
+        }
+        self.pending.push(piece);
+        if self.due.is_some() {
             return;
         }
         let at = self.sent_at.map_or(now, |sent| now.max(sent + coalesce));

@@ -304,6 +304,9 @@ pub struct Scheduler {
     orders: u64,
     /// New neighbours, told together when an event has been dealt with.
     news: BTreeMap<(HostId, TaskId), Vec<HostId>>,
+    /// New neighbours of hosts that were taken by others, told later: those others turn to them anyway.
+    late_news: BTreeMap<(HostId, TaskId), Vec<HostId>>,
+    late_news_at: Option<Time>,
     armed: Option<Time>,
 }
 
@@ -318,6 +321,9 @@ struct Host {
 const TASKS_PER_HOST_MAX: usize = 100_000;
 /// Hosts named to our seed for one task; more add nothing to its speed.
 const SEED_HOLDERS_MAX: usize = 32;
+/// A host that others were given as a neighbour hears from them directly; their names follow after this time, in one
+/// message rather than in dozens, for those that could not reach it.
+const TAKEN_TOLD_AFTER: Duration = Duration::from_millis(500);
 /// Unreachable hosts believed in one message.
 const UNREACHABLE_MAX: usize = 256;
 
@@ -368,6 +374,8 @@ impl Scheduler {
             blame: Blame::default(),
             orders: 0,
             news: BTreeMap::new(),
+            late_news: BTreeMap::new(),
+            late_news_at: None,
             armed: None,
         }
     }
@@ -435,7 +443,7 @@ impl Scheduler {
         }
         self.run_timers(now, actions);
         self.start_seeds(now, actions);
-        self.tell_news(actions);
+        self.tell_news(now, actions);
         self.arm(now, actions);
     }
 
@@ -540,8 +548,8 @@ impl Scheduler {
             member.downloading = !member.complete;
             actions.push(SchedulerAction::Opened { host: *host, task: id, generation });
         }
-        let wanted = self.config.neighbours;
         for host in hosts {
+            let wanted = self.tasks.get(&id).map_or(0, |task| task.graph.share(self.config.neighbours));
             if self.tasks.get(&id).and_then(|t| t.graph.get(*host)).is_some_and(|m| m.downloading) {
                 self.connect(id, *host, wanted);
             }
@@ -560,7 +568,7 @@ impl Scheduler {
         let secret = self.blame.excluded().contains(&host);
         for other in &given {
             if !secret && task.graph.get(*other).is_some_and(|m| m.downloading) {
-                self.news.entry((*other, id)).or_default().push(host);
+                self.late_news.entry((*other, id)).or_default().push(host);
             }
         }
         if !given.is_empty() {
@@ -568,10 +576,24 @@ impl Scheduler {
         }
     }
 
-    fn tell_news(&mut self, actions: &mut Vec<SchedulerAction>) {
-        for ((host, id), peers) in std::mem::take(&mut self.news) {
-            let generation = self.tasks.get(&id).and_then(|t| t.graph.get(host)).map(|m| m.generation);
-            if let Some(generation) = generation {
+    fn tell_news(&mut self, now: Time, actions: &mut Vec<SchedulerAction>) {
+        let mut news = std::mem::take(&mut self.news);
+        match self.late_news_at {
+            None if !self.late_news.is_empty() => self.late_news_at = Some(now + TAKEN_TOLD_AFTER),
+            Some(at) if at <= now => {
+                self.late_news_at = None;
+                for (key, hosts) in std::mem::take(&mut self.late_news) {
+                    news.entry(key).or_default().extend(hosts);
+                }
+            }
+            _ => {}
+        }
+        for ((host, id), mut peers) in news {
+            let Some(member) = self.tasks.get(&id).and_then(|t| t.graph.get(host)) else { continue };
+            // Some may have left, or been excluded, in the meantime.
+            peers.retain(|peer| member.neighbours.contains(peer));
+            let generation = member.generation;
+            if !peers.is_empty() && member.downloading {
                 actions.push(SchedulerAction::Peers { host, task: id, generation, peers });
             }
         }

@@ -43,6 +43,9 @@ pub struct Args {
     /// Hosts come late, leave, stall and lie, and the supernode restarts.
     #[arg(long)]
     faults: bool,
+    /// Print on standard error how links and queues are used.
+    #[arg(long)]
+    timeline: bool,
     /// Length of a tick in microseconds.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
     tick_us: u64,
@@ -78,6 +81,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         seed: args.seed,
         tick_us: args.tick_us,
         latency_us: args.latency_us,
+        timeline: args.timeline,
         check_every_ticks: 0,
     };
     let report = report(config);

@@ -56,8 +56,6 @@ struct Node {
     down_per_tick: f64,
     up_left: f64,
     down_left: f64,
-    up_flows: u32,
-    down_flows: u32,
     out: VecDeque<Envelope>,
     /// Arrived, but the link has no room for it yet, or the host stalls.
     held: VecDeque<Envelope>,
@@ -70,6 +68,23 @@ struct Node {
     pub_bytes: (f64, f64),
 }
 
+/// One direction of a link while a tick is shared out.
+#[derive(Clone, Copy, Debug, Default)]
+struct Side {
+    left: f64,
+    share: f64,
+    flows: u32,
+}
+
+/// A flow that may get more.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    from: u32,
+    to: u32,
+    given: u32,
+    want: f64,
+}
+
 /// All links, and the alarm clock of all hosts.
 #[derive(Debug)]
 pub(super) struct Net {
@@ -79,7 +94,11 @@ pub(super) struct Net {
     wheel: VecDeque<Vec<Envelope>>,
     wakes: BinaryHeap<Reverse<(Time, usize)>>,
     tick: u64,
-    live: Vec<(usize, usize, f64)>,
+    up: Vec<Side>,
+    down: Vec<Side>,
+    live: Vec<Live>,
+    /// What each flow gets this tick: node, place among its flows, bytes.
+    given: Vec<(usize, usize, f64)>,
     /// A link carried more than its rate allows in a window.
     pub(super) overruns: u64,
     pub(super) events: u64,
@@ -107,7 +126,10 @@ impl Net {
             wheel,
             wakes: BinaryHeap::new(),
             tick: 0,
+            up: vec![Side::default(); rates_bytes_per_s.len()],
+            down: vec![Side::default(); rates_bytes_per_s.len()],
             live: Vec::new(),
+            given: Vec::new(),
             overruns: 0,
             events: 0,
         }
@@ -247,56 +269,60 @@ impl Net {
     /// Progressive filling: in each round every flow gets the smaller of its two links' equal shares; who has enough,
     /// or whose link is full, leaves. What is left over is shared among the rest.
     fn share(&mut self) {
-        let mut live = std::mem::take(&mut self.live);
+        let (mut live, mut given) = (std::mem::take(&mut self.live), std::mem::take(&mut self.given));
         live.clear();
-        for from in 0..self.nodes.len() {
-            let node = &self.nodes[from];
+        given.clear();
+        for (at, node) in self.nodes.iter().enumerate() {
+            self.up[at] = Side { left: node.up_left, share: 0.0, flows: 0 };
+            self.down[at] = Side { left: node.down_left, share: 0.0, flows: 0 };
             if node.stalled || node.gone {
                 continue;
             }
-            for flow in &node.flows {
+            for (place, flow) in node.flows.iter().enumerate() {
                 let to = &self.nodes[flow.to];
-                let want: f64 = flow.queue.iter().map(|t| t.left).sum();
-                if want > 0.0 && !to.stalled && !to.gone {
-                    live.push((from, flow.to, want));
+                if !to.stalled && !to.gone {
+                    let want = flow.queue.iter().map(|t| t.left).sum();
+                    live.push(Live { from: at as u32, to: flow.to as u32, given: given.len() as u32, want });
+                    given.push((at, place, 0.0));
                 }
             }
         }
-        let mut given: Vec<(usize, usize, f64)> = Vec::with_capacity(live.len());
+        let (up, down) = (&mut self.up, &mut self.down);
         for _ in 0..ROUNDS_MAX {
             if live.is_empty() {
                 break;
             }
-            for (from, to, _) in &live {
-                self.nodes[*from].up_flows += 1;
-                self.nodes[*to].down_flows += 1;
+            for flow in &live {
+                up[flow.from as usize].flows += 1;
+                down[flow.to as usize].flows += 1;
             }
-            let at = given.len();
-            for (from, to, want) in &live {
-                let (up, down) = (&self.nodes[*from], &self.nodes[*to]);
-                let share = (up.up_left / f64::from(up.up_flows)).min(down.down_left / f64::from(down.down_flows));
-                given.push((*from, *to, share.min(*want)));
+            for side in up.iter_mut().chain(down.iter_mut()) {
+                side.share = side.left / f64::from(side.flows.max(1));
+                side.flows = 0;
             }
-            for ((from, to, want), (.., share)) in live.iter_mut().zip(&given[at..]) {
-                *want -= share;
-                self.nodes[*from].up_left -= share;
-                self.nodes[*to].down_left -= share;
-                self.nodes[*from].up_flows = 0;
-                self.nodes[*to].down_flows = 0;
+            for flow in &mut live {
+                let (from, to) = (&mut up[flow.from as usize], &mut down[flow.to as usize]);
+                let part = from.share.min(to.share).min(flow.want);
+                flow.want -= part;
+                from.left -= part;
+                to.left -= part;
+                given[flow.given as usize].2 += part;
             }
-            let nodes = &self.nodes;
-            live.retain(|(from, to, want)| *want > EPSILON && nodes[*from].up_left > EPSILON && nodes[*to].down_left > EPSILON);
+            live.retain(|f| f.want > EPSILON && up[f.from as usize].left > EPSILON && down[f.to as usize].left > EPSILON);
         }
-        for (from, to, mut bytes) in given {
-            if let Some(flow) = self.nodes[from].flows.iter_mut().find(|f| f.to == to) {
-                for transfer in &mut flow.queue {
-                    let part = bytes.min(transfer.left);
-                    transfer.left -= part;
-                    bytes -= part;
-                }
+        for (at, place, mut bytes) in given.iter().copied() {
+            for transfer in &mut self.nodes[at].flows[place].queue {
+                let part = bytes.min(transfer.left);
+                transfer.left -= part;
+                bytes -= part;
             }
+        }
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            node.up_left = self.up[at].left;
+            node.down_left = self.down[at].left;
         }
         self.live = live;
+        self.given = given;
     }
 
     /// Pieces whose last byte has left.

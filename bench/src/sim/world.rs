@@ -21,6 +21,8 @@ const RETURN_WITHIN_US: u64 = 1_000_000;
 /// A seed whose link idles is told so this often.
 const IDLE_EVERY_TICKS: u64 = 2;
 /// A run that takes this many times the limit has failed.
+/// Lines of the timeline are so far apart.
+const TIMELINE_EVERY_US: u64 = 250_000;
 const GIVE_UP_FACTOR: f64 = 12.0;
 
 /// What is done to the swarm, and when.
@@ -47,6 +49,7 @@ pub(super) struct World {
     rng: SmallRng,
     tally: Tally,
     done: Vec<Done>,
+    timeline_sent: f64,
 }
 
 impl World {
@@ -79,7 +82,7 @@ impl World {
         };
         let supernode = Supernode::new(scheduler, config.origin_rate_bytes_per_s);
         let rng = SmallRng::seed_from_u64(config.seed);
-        Self { shared, net, hosts, supernode, script: BTreeMap::new(), scripted: 0, rng, tally: Tally::default(), done: Vec::new(), config }
+        Self { shared, net, hosts, supernode, script: BTreeMap::new(), scripted: 0, rng, tally: Tally::default(), done: Vec::new(), timeline_sent: 0.0, config }
     }
 
     fn at(&mut self, at_us: u64, what: Script) {
@@ -148,6 +151,9 @@ impl World {
                     self.hosts[SEED].announce(&mut self.net, AnnounceEvent::Idle);
                 }
             }
+            if self.config.timeline && self.net.now().as_micros() % TIMELINE_EVERY_US < self.config.tick_us {
+                self.print_timeline();
+            }
             let mut done = std::mem::take(&mut self.done);
             self.net.flow(&mut done);
             for ended in done.drain(..) {
@@ -159,6 +165,35 @@ impl World {
             }
         }
         self.result()
+    }
+
+    /// A line for people: where the time goes.
+    fn print_timeline(&mut self) {
+        let (mut sent, mut idle, mut waiting, mut asked, mut pieces, mut full) = (0.0, 0, 0, 0, 0, 0);
+        let hosts = &self.hosts[1..];
+        for host in hosts {
+            sent += self.net.carried(host.at).0;
+            idle += u32::from(host.uploader.active() == 0);
+            waiting += host.uploader.waiting();
+            asked += host.picker.as_ref().map_or(0, swarm::Picker::outstanding);
+            pieces += host.store.len();
+            full += u32::from(host.finished_at.is_some());
+        }
+        let count = hosts.len() as f64;
+        let seconds = TIMELINE_EVERY_US as f64 / 1e6;
+        let used = (sent - self.timeline_sent) / (count * self.config.rate_bytes_per_s * seconds);
+        self.timeline_sent = sent;
+        let seed = &self.hosts[SEED];
+        let mut copies: Vec<usize> =
+            (0..self.shared.pieces).map(|p| hosts.iter().filter(|h| h.store.contains(PieceIndex(p))).count()).collect();
+        copies.sort_unstable();
+        let out = copies.iter().filter(|c| **c > 0).count();
+        let copies = [0, copies.len() / 10, copies.len() / 2, copies.len().saturating_sub(1)].map(|at| copies.get(at).copied().unwrap_or(0));
+        eprintln!(
+            "{:?} out {} uplinks {:.2} idle {:.2} waiting {:.1} asked {:.1} pieces {:.0} full {full}; seed has {} waiting {} active {}; copies {copies:?}",
+            self.net.now(), out, used, f64::from(idle) / count, waiting as f64 / count, f64::from(asked) / count,
+            f64::from(pieces) / count, seed.store.len(), seed.uploader.waiting(), seed.uploader.active(),
+        );
     }
 
     fn warm_up(&mut self) {
@@ -327,6 +362,9 @@ fn make_host(at: usize, config: &SimConfig, shared: &Shared, direct: bool) -> Ho
     // The low bits of the ids are alike from host to host; what the seeds need is that they differ.
     let seed = (id_of(at).bits() >> 32) as u64 ^ config.seed.wrapping_mul(0x9e37_79b9);
     let picker = (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
-    let announce = AnnounceConfig { seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
-    Host::new(at, shared, picker, announce, UploadConfig::default())
+    let announce = AnnounceConfig { coalesce: Duration::from_millis(std::env::var("COAL").ok().and_then(|v| v.parse().ok()).unwrap_or(40)), seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
+    let mut upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
+    let tune = |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+    if at != SEED { upload.queue_max = tune("QMAX", 256); upload.slots = tune("SLOTS", 16); upload.queue_per_peer_max = tune("QPP", 16);} else { upload.slots = tune("SSLOTS", 32); }
+    Host::new(at, shared, picker, announce, upload)
 }

@@ -10,12 +10,15 @@ use rand::{Rng, SeedableRng};
 use super::Listener;
 use crate::Time;
 
-/// Pieces told to one neighbour and not yet fetched, at least and per listener: enough that the seed's link never
-/// waits for a request, few enough that the hand is chosen late.
-const IN_HAND_MIN: usize = 16;
-const IN_HAND_PER_LISTENER: usize = 2;
-/// Pieces made public at a time when the seed's link idles.
-const PUBLIC_PER_IDLE: usize = 8;
+/// Pieces in somebody's hand and not yet fetched: few, because all that are asked for share the seed's link, and the
+/// sooner one is whole the sooner it spreads. More when the link idles, up to the extra: on a long or fast link the
+/// requests would not come in time otherwise.
+const IN_HAND_MIN: usize = 8;
+const IN_HAND_EXTRA_MAX: usize = 24;
+/// Pieces handed out once more each time the seed's link idles; a few, so that fresh ones never wait behind them.
+const REPEAT_PER_IDLE: usize = 2;
+/// Pieces looked at for one that a listener lacks.
+const REPEAT_LOOKS: usize = 16;
 
 /// Who knows of which piece.
 #[derive(Debug)]
@@ -30,13 +33,14 @@ pub(super) struct Reveals {
     /// When a piece that did not spread is told to another neighbour.
     again: BTreeSet<(Time, PieceIndex)>,
     in_hand: usize,
-    /// Spread to a second host, but not told to everybody.
-    spread: VecDeque<PieceIndex>,
+    /// Told to somebody, not to everybody: what an idle link may repeat, in turn.
+    handed: VecDeque<PieceIndex>,
     /// Told to everybody.
     public: PieceSet,
     /// Extra pieces that may be in hand because the link idled.
     extra: usize,
-    publish: usize,
+    /// Pieces to hand out once more, because the link idles and nothing fresh is there.
+    repeat: usize,
 }
 
 /// The state of a piece that was told to somebody and is not public.
@@ -46,6 +50,8 @@ struct Hand {
     again_at: Time,
     fetched: bool,
     seen_at: u32,
+    /// A second host has it: the swarm can do without us.
+    spread: bool,
 }
 
 impl Reveals {
@@ -58,10 +64,10 @@ impl Reveals {
             held: BTreeMap::new(),
             again: BTreeSet::new(),
             in_hand: 0,
-            spread: VecDeque::new(),
+            handed: VecDeque::new(),
             public: PieceSet::new(),
             extra: 0,
-            publish: 0,
+            repeat: 0,
         }
     }
 
@@ -98,11 +104,9 @@ impl Reveals {
     pub(super) fn seen_at(&mut self, peer: HostId, piece: PieceIndex) {
         let Some(hand) = self.states.get_mut(&piece) else { return };
         hand.seen_at += 1;
-        if hand.owner == peer && hand.seen_at < 2 {
+        hand.spread |= hand.seen_at >= 2 || hand.owner != peer;
+        if hand.owner == peer || hand.spread {
             self.fetched(piece);
-        } else if self.again.remove(&(hand.again_at, piece)) {
-            self.fetched(piece);
-            self.spread.push_back(piece);
         }
     }
 
@@ -122,9 +126,9 @@ impl Reveals {
     /// The link idles: more may be told.
     pub(super) fn idle(&mut self) {
         if self.fresh.is_empty() {
-            self.publish = PUBLIC_PER_IDLE;
+            self.repeat = REPEAT_PER_IDLE;
         } else {
-            self.extra += 1;
+            self.extra = (self.extra + 1).min(IN_HAND_EXTRA_MAX);
         }
     }
 
@@ -139,7 +143,7 @@ impl Reveals {
         if listeners.is_empty() {
             return;
         }
-        let limit = (IN_HAND_PER_LISTENER * listeners.len()).max(IN_HAND_MIN) + self.extra;
+        let limit = IN_HAND_MIN + self.extra;
         // A lone listener is every hand there is.
         let lone = listeners.len() == 1;
         while let Some(&(at, piece)) = self.again.first()
@@ -147,30 +151,40 @@ impl Reveals {
         {
             self.again.pop_first();
             self.fetched(piece);
-            self.hand_out(now, piece, listeners, &mut tell);
+            if self.states.get(&piece).is_some_and(|hand| !hand.spread) {
+                self.hand_out(now, piece, listeners, &mut tell);
+            }
         }
         while (self.in_hand < limit || lone)
             && let Some(piece) = self.fresh.pop_front()
         {
+            self.handed.push_back(piece);
             self.hand_out(now, piece, listeners, &mut tell);
         }
-        if all_here && self.fresh.is_empty() {
-            // Every piece has been in somebody's hand: from here on this is a host like any other.
-            for piece in std::mem::take(&mut self.states).into_keys() {
+        if all_here && self.fresh.is_empty() && (self.in_hand == 0 || lone) && !self.handed.is_empty() {
+            // Every piece has been fetched by somebody: from here on this is a host like any other.
+            for piece in std::mem::take(&mut self.handed) {
                 self.publish_one(piece, listeners, &mut tell);
             }
+            self.states.clear();
             self.again.clear();
-            self.spread.clear();
-            self.in_hand = 0;
-            self.publish = 0;
             self.held.clear();
+            self.in_hand = 0;
         }
-        for _ in 0..std::mem::take(&mut self.publish) {
-            // What has spread goes first; then the oldest of what has not.
-            let Some(piece) = self.spread.pop_front().or_else(|| self.again.pop_first().map(|(_, piece)| piece)) else { break };
-            self.fetched(piece);
-            self.states.remove(&piece);
-            self.publish_one(piece, listeners, &mut tell);
+        for _ in 0..std::mem::take(&mut self.repeat) {
+            if self.in_hand >= limit {
+                break;
+            }
+            for _ in 0..REPEAT_LOOKS.min(self.handed.len()) {
+                let Some(piece) = self.handed.pop_front() else { break };
+                self.fetched(piece);
+                if self.hand_out(now, piece, listeners, &mut tell) {
+                    self.handed.push_back(piece);
+                    break;
+                }
+                // Everybody knows it.
+                self.public.insert(piece);
+            }
         }
     }
 
@@ -193,10 +207,10 @@ impl Reveals {
         piece: PieceIndex,
         listeners: &mut BTreeMap<HostId, Listener>,
         tell: &mut impl FnMut(HostId, &mut Listener, PieceIndex),
-    ) {
+    ) -> bool {
         let mut best: Option<(u32, u32, HostId)> = None;
         for (peer, listener) in listeners.iter() {
-            if listener.theirs.contains(piece) || listener.told.contains(piece) || listener.pending.contains(piece) {
+            if listener.knows.contains(piece) {
                 continue;
             }
             let candidate = (self.held.get(peer).copied().unwrap_or(0), self.rng.random(), *peer);
@@ -204,20 +218,20 @@ impl Reveals {
                 best = Some(candidate);
             }
         }
-        let Some((.., peer)) = best else {
-            // Everybody knows it.
-            self.states.remove(&piece);
-            self.public.insert(piece);
-            return;
-        };
+        let Some((.., peer)) = best else { return false };
+        let old = self.states.get(&piece);
+        let (seen_at, spread) = old.map_or((0, false), |hand| (hand.seen_at, hand.spread));
+        if let Some(hand) = old {
+            self.again.remove(&(hand.again_at, piece));
+        }
         let again_at = now + self.again_after;
-        let seen_at = self.states.get(&piece).map_or(0, |hand| hand.seen_at);
-        self.states.insert(piece, Hand { owner: peer, again_at, fetched: false, seen_at });
+        self.states.insert(piece, Hand { owner: peer, again_at, fetched: false, seen_at, spread });
         self.again.insert((again_at, piece));
         self.in_hand += 1;
+        *self.held.entry(peer).or_default() += 1;
         if let Some(listener) = listeners.get_mut(&peer) {
-            *self.held.entry(peer).or_default() += 1;
             tell(peer, listener, piece);
         }
+        true
     }
 }

@@ -33,12 +33,31 @@ impl Picker {
             return;
         }
         let limit = self.outstanding_limit(now);
+        self.ask_seeds(now, actions);
         while self.outstanding < limit && self.rarity.eligible() > 0 {
             let Some((slot, piece)) = self.choose(now) else { break };
             self.ask(now, slot, piece, actions);
         }
         if self.outstanding < limit && self.rarity.eligible() == 0 {
             self.endgame(now, actions);
+        }
+    }
+
+    /// A piece that only a seed is known to have was shown to few hosts: nobody else can spread it, so it is asked for
+    /// even when enough is outstanding otherwise.
+    fn ask_seeds(&mut self, now: Time, actions: &mut Vec<PickerAction>) {
+        for at in 0..self.peers.seeds().len() {
+            let slot = self.peers.seeds()[at];
+            while self.outstanding < self.config.outstanding_max
+                && let Some(seed) = self.peers.get(slot)
+                && seed.useful > 0
+                && seed.pause_until <= now
+                && (seed.asked.len() as u32) < self.config.outstanding_per_peer_max
+                && let Some(piece) = self.rarity.rarest_of(&seed.have)
+                && self.rarity.only_at_seed(piece)
+            {
+                self.ask(now, slot, piece, actions);
+            }
         }
     }
 
@@ -58,13 +77,6 @@ impl Picker {
                 || peer.asked.len() as u32 >= peer.outstanding_max(self.config.piece_len_bytes, self.config.outstanding_per_peer_max)
             {
                 continue;
-            }
-            // A piece that only a seed is known to have was shown to few: nobody else can spread it.
-            if peer.seed
-                && let Some(piece) = self.rarity.rarest_of(&peer.have)
-                && self.rarity.only_at_seed(piece)
-            {
-                return Some((slot, piece));
             }
             usable.push(slot);
         }

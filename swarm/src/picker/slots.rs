@@ -11,6 +11,7 @@ pub(super) struct Slots {
     slots: Vec<Option<Neighbour>>,
     free: Vec<usize>,
     by_id: BTreeMap<HostId, usize>,
+    seeds: Vec<usize>,
 }
 
 impl Slots {
@@ -25,6 +26,11 @@ impl Slots {
     /// Places, taken or not.
     pub(super) const fn slots(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Places of the seeds.
+    pub(super) fn seeds(&self) -> &[usize] {
+        &self.seeds
     }
 
     pub(super) fn find(&self, peer: HostId) -> Option<usize> {
@@ -48,7 +54,7 @@ impl Slots {
     }
 
     pub(super) fn add(&mut self, neighbour: Neighbour) {
-        let id = neighbour.id;
+        let (id, seed) = (neighbour.id, neighbour.seed);
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot] = Some(neighbour);
@@ -60,12 +66,16 @@ impl Slots {
             }
         };
         self.by_id.insert(id, slot);
+        if seed {
+            self.seeds.push(slot);
+        }
     }
 
     pub(super) fn remove(&mut self, slot: usize) -> Option<Neighbour> {
         let gone = self.slots.get_mut(slot)?.take()?;
         self.by_id.remove(&gone.id);
         self.free.push(slot);
+        self.seeds.retain(|s| *s != slot);
         Some(gone)
     }
 }

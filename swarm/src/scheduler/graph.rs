@@ -11,8 +11,13 @@ use super::HostFacts;
 
 /// Of a host's neighbours so many in four are looked for in its own data centre; the rest keep the graph in one piece.
 const NEAR_IN_FOUR: u32 = 3;
-/// Candidates drawn for each neighbour; the one with fewest neighbours is taken.
-const DRAWS: usize = 6;
+/// Neighbours that members have on average before newcomers are given fewer, in quarters of what is wanted.
+const ENOUGH_IN_FOUR: usize = 5;
+/// Candidates drawn for each neighbour; the one with fewest neighbours is taken. Not more: a strong preference would tie
+/// each newcomer to the newcomers just before it, and news would have to walk along a chain of them.
+const DRAWS: usize = 2;
+/// Draws that may meet hosts which cannot be neighbours before all are looked through.
+const DRAWS_MAX: usize = 24;
 /// Up to so many members all are looked at rather than drawn.
 const LOOK_AT_ALL_MAX: usize = 96;
 /// Unreachable or refused hosts remembered for one member.
@@ -42,6 +47,8 @@ pub(super) struct Graph {
     near: BTreeMap<String, Vec<HostId>>,
     /// Neighbours of each seed.
     seeds: BTreeMap<HostId, BTreeSet<HostId>>,
+    /// Ends of edges between members, over all members.
+    ends: usize,
 }
 
 /// The rules of who may be connected.
@@ -117,13 +124,22 @@ impl Graph {
     pub(super) fn isolate(&mut self, host: HostId) {
         let others = self.members.get_mut(&host).map(|m| std::mem::take(&mut m.neighbours)).unwrap_or_default();
         for other in others {
-            if let Some(member) = self.members.get_mut(&other) {
-                member.neighbours.remove(&host);
+            if let Some(member) = self.members.get_mut(&other)
+                && member.neighbours.remove(&host)
+            {
+                self.ends -= 2;
             }
             if let Some(hosts) = self.seeds.get_mut(&other) {
                 hosts.remove(&host);
             }
         }
+    }
+
+    /// How many neighbours a newcomer is given: fewer while members have more than enough on average, since those who
+    /// come later will bring it more. With everybody full, only the last who came would be left to connect to.
+    pub(super) fn share(&self, wanted: u32) -> u32 {
+        let enough = self.members.len() * wanted as usize * ENOUGH_IN_FOUR / 4;
+        if self.ends > enough { wanted.div_ceil(2) } else { wanted }
     }
 
     pub(super) fn add_seed(&mut self, seed: HostId) {
@@ -146,8 +162,10 @@ impl Graph {
                 member.avoid.insert(other);
             }
         }
-        if let Some(member) = self.members.get_mut(&other) {
-            member.neighbours.remove(&host);
+        if let Some(member) = self.members.get_mut(&other)
+            && member.neighbours.remove(&host)
+        {
+            self.ends -= 2;
         }
         if let Some(hosts) = self.seeds.get_mut(&other) {
             hosts.remove(&host);
@@ -199,6 +217,7 @@ impl Graph {
     }
 
     fn link(&mut self, a: HostId, b: HostId) {
+        self.ends += 2;
         for (one, other) in [(a, b), (b, a)] {
             if let Some(member) = self.members.get_mut(&one) {
                 member.neighbours.insert(other);
@@ -242,10 +261,15 @@ impl Graph {
         let near = self.near.get(&member.idc).filter(|_| rng.random_range(0..4) < NEAR_IN_FOUR);
         for list in [near, Some(&self.all)].into_iter().flatten() {
             let mut best: Option<(usize, usize, HostId)> = None;
-            for _ in 0..DRAWS {
+            let mut met = 0;
+            for _ in 0..DRAWS_MAX {
+                if met == DRAWS {
+                    break;
+                }
                 let other = list[rng.random_range(0..list.len())];
                 let Some(candidate) = self.may_link(host, member, other, rules) else { continue };
-                let score = (candidate.neighbours.len() / 4, distance(&member.location, &candidate.location), other);
+                met += 1;
+                let score = (candidate.neighbours.len(), distance(&member.location, &candidate.location), other);
                 if best.is_none_or(|b| (score.0, score.1) < (b.0, b.1)) {
                     best = Some(score);
                 }
@@ -277,6 +301,11 @@ impl Graph {
             if self.all.get(member.place) != Some(host) {
                 return Err("a member is not where it says it is");
             }
+        }
+        let ends: usize =
+            self.members.values().map(|m| m.neighbours.iter().filter(|n| !self.seeds.contains_key(n)).count()).sum();
+        if ends != self.ends {
+            return Err("the number of edges is wrong");
         }
         if self.all.len() != self.members.len() || self.near.values().map(Vec::len).sum::<usize>() != self.all.len() {
             return Err("the members are not listed once each");

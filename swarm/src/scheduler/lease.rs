@@ -252,7 +252,7 @@ impl Scheduler {
             if paid > now { paid } else { grace_ends }
         });
         let queue = queue.filter(|at| *at > now);
-        let timers = [self.starting.first().map(|(at, _)| *at), self.idle.first().map(|(at, _)| *at), queue];
+        let timers = [self.starting.first().map(|(at, _)| *at), self.idle.first().map(|(at, _)| *at), self.late_news_at, queue];
         if let Some(next) = timers.into_iter().flatten().min()
             && self.armed.is_none_or(|armed| next < armed)
         {
