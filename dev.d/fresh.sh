@@ -18,6 +18,8 @@ run_fresh() {
     trap 'exit 130' INT TERM HUP
 
     fresh_base "$base/$FRESH_RELEASE.tar" "$FRESH_DIR"
+    # mktemp and the archive made from it keep others out; a root folder lets everybody in.
+    chmod 755 "$FRESH_DIR"
     fresh_network "$FRESH_DIR"
     git clone --quiet --no-hardlinks "$SKIMMER_ROOT" "$FRESH_DIR/root/skimmer"
     [ "$(git -C "$FRESH_DIR/root/skimmer" rev-parse HEAD)" = "$(git rev-parse HEAD)" ] || die "the clone is not at HEAD"

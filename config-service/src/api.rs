@@ -24,15 +24,20 @@ const NAME_BYTES_MAX: usize = 256;
 const FORWARDED_MAX: usize = 32;
 
 pub(crate) fn routes(state: &Arc<State>, limits: BodyLimits) -> Routes {
-    let (nearest_state, clusters_state, register_state, leave_state) = (state.clone(), state.clone(), state.clone(), state.clone());
+    let (nearest_state, clusters_state, register_state, leave_state) =
+        (state.clone(), state.clone(), state.clone(), state.clone());
     Routes::new(limits)
         .on(&Method::POST, "/api/skimmer/v1/nearest", move |call| nearest(nearest_state.clone(), call))
         .on(&Method::GET, "/api/skimmer/v1/clusters", move |_| {
             let view = clusters_state.directory.lock().view(Instant::now());
             async move { json(StatusCode::OK, &view) }
         })
-        .on(&Method::PUT, "/api/skimmer/v1/clusters/{cluster}/supernodes", move |call| register(register_state.clone(), call))
-        .on(&Method::DELETE, "/api/skimmer/v1/clusters/{cluster}/supernodes/{id}", move |call| leave(leave_state.clone(), call))
+        .on(&Method::PUT, "/api/skimmer/v1/clusters/{cluster}/supernodes", move |call| {
+            register(register_state.clone(), call)
+        })
+        .on(&Method::DELETE, "/api/skimmer/v1/clusters/{cluster}/supernodes/{id}", move |call| {
+            leave(leave_state.clone(), call)
+        })
 }
 
 async fn nearest(state: Arc<State>, mut call: Call) -> Result<Response, ApiFailure> {
@@ -47,7 +52,8 @@ async fn nearest(state: Arc<State>, mut call: Call) -> Result<Response, ApiFailu
     }
     let config = Arc::clone(&state.config.lock());
     let mut addresses = request.addresses;
-    addresses.extend(call.peer.and_then(|peer| peer.ip()).map(|peer| client(peer, &call.headers, &config.trusted_proxies)));
+    addresses
+        .extend(call.peer.and_then(|peer| peer.ip()).map(|peer| client(peer, &call.headers, &config.trusted_proxies)));
     let host = Whereabouts { addresses, idc: request.idc, location: request.location };
     let now = Instant::now();
     let answer = {
@@ -59,11 +65,14 @@ async fn nearest(state: Arc<State>, mut call: Call) -> Result<Response, ApiFailu
                 supernodes,
                 ttl_s: config.answer_ttl.as_secs(),
             }),
-            None if directory.any_live(now) => Err(ApiFailure::new(Kind::NotFound, "no cluster is near this host, and there is no default cluster")),
+            None if directory.any_live(now) => {
+                Err(ApiFailure::new(Kind::NotFound, "no cluster is near this host, and there is no default cluster"))
+            }
             None => Err(ApiFailure::new(Kind::Unavailable, "no cluster has a live supernode")),
         }
     };
-    let label = answer.as_ref().map_or_else(|failure| failure.kind().label(), |answer| answer.matched_by.as_str()).to_owned();
+    let label =
+        answer.as_ref().map_or_else(|failure| failure.kind().label(), |answer| answer.matched_by.as_str()).to_owned();
     debug!(hostname = request.hostname, ?host, answer = label, "nearest");
     state.counters.answers.get_or_create(&vec![("by", label)]).inc();
     json(StatusCode::OK, &answer?)

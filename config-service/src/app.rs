@@ -97,7 +97,14 @@ impl App {
             config: Mutex::new(Arc::new(config.clone())),
         });
         state.count();
-        Ok(Self { state, servers, certificate, metrics, body: config.body, drain_timeout: config.runtime.drain_timeout })
+        Ok(Self {
+            state,
+            servers,
+            certificate,
+            metrics,
+            body: config.body,
+            drain_timeout: config.runtime.drain_timeout,
+        })
     }
 
     /// Where it listens, with real ports.
@@ -117,8 +124,11 @@ impl App {
             api::routes(&state, body).into_filter("api"),
         ]);
         let tracker = TaskTracker::new();
+        let stop = shutdown.child_token();
+        // Whoever drops this future stops the listeners with it.
+        let _stop = stop.clone().drop_guard();
         for server in servers {
-            tracker.spawn(server.serve(app.clone(), shutdown.clone()));
+            tracker.spawn(server.serve(app.clone(), stop.clone()));
         }
         // Expired leases are never shown; sweeping only frees them, and retries a failed write.
         let mut clock = tokio::time::interval(Duration::from_secs(1));
@@ -160,7 +170,9 @@ impl State {
         }
         let registrations = self.directory.lock().registrations();
         let folder = Arc::clone(&self.folder);
-        let saved = tokio::task::spawn_blocking(move || folder.save(registrations)).await.unwrap_or_else(|error| Err(error.into()));
+        let saved = tokio::task::spawn_blocking(move || folder.save(registrations))
+            .await
+            .unwrap_or_else(|error| Err(error.into()));
         if let Err(error) = saved {
             self.unsaved.store(true, Ordering::Release);
             self.counters.save_failures.inc();
@@ -171,7 +183,12 @@ impl State {
     async fn tick(&self) {
         let ended = self.directory.lock().sweep(Instant::now());
         for supernode in &ended {
-            warn!(cluster = supernode.cluster, id = supernode.id, endpoint = supernode.endpoint, "the lease of a supernode ended");
+            warn!(
+                cluster = supernode.cluster,
+                id = supernode.id,
+                endpoint = supernode.endpoint,
+                "the lease of a supernode ended"
+            );
             self.counters.expired.inc();
         }
         if ended.is_empty() { self.save().await } else { self.changed().await }
@@ -182,7 +199,9 @@ impl State {
         if (&config.listen, &config.data_dir, &config.http, &config.body, &config.tls, &config.runtime, &config.log)
             != (&old.listen, &old.data_dir, &old.http, &old.body, &old.tls, &old.runtime, &old.log)
         {
-            warn!("only clusters, lease, answer_ttl, max_supernodes, trusted_proxies and the certificate's files change without a restart");
+            warn!(
+                "only clusters, lease, answer_ttl, max_supernodes, trusted_proxies and the certificate's files change without a restart"
+            );
         }
         let mut directory = self.directory.lock();
         let mut fresh = Directory::new(config.clusters.clone(), config.lease, config.max_supernodes);
@@ -209,7 +228,11 @@ impl Counters {
     fn register(metrics: &Metrics) -> Self {
         let new = Self::default();
         metrics.register("config_service", |registry| {
-            registry.register("answers", "Answers to the question for the nearest cluster, by rule", new.answers.clone());
+            registry.register(
+                "answers",
+                "Answers to the question for the nearest cluster, by rule",
+                new.answers.clone(),
+            );
             registry.register("registrations", "Registrations and renewals of supernodes", new.registrations.clone());
             registry.register("expired", "Leases that ended", new.expired.clone());
             registry.register("save_failures", "Registrations not written to disk", new.save_failures.clone());

@@ -138,7 +138,11 @@ impl Validate for Config {
         let mut default = None;
         problems.each("cluster", &self.clusters, |cluster, problems| {
             cluster.validate(problems);
-            problems.check(names.insert(cluster.name.as_str()), "name", format!("{:?} is the name of another cluster already", cluster.name));
+            problems.check(
+                names.insert(cluster.name.as_str()),
+                "name",
+                format!("{:?} is the name of another cluster already", cluster.name),
+            );
             if cluster.default {
                 match default {
                     Some(first) => problems.push("default", format!("{first:?} is the default cluster already")),
@@ -166,14 +170,23 @@ impl Validate for ClusterConfig {
             if let Err((field, message)) = check_entry(entry) {
                 problems.push(field, message);
             }
-            problems.check(ids.insert(entry.id.as_str()), "id", format!("{:?} is the id of another supernode already", entry.id));
+            problems.check(
+                ids.insert(entry.id.as_str()),
+                "id",
+                format!("{:?} is the id of another supernode already", entry.id),
+            );
         });
     }
 }
 
 impl ClusterConfig {
     pub(crate) fn rules(&self) -> Rules {
-        Rules { cidrs: self.cidrs.clone(), idcs: self.idcs.clone(), locations: self.locations.clone(), default: self.default }
+        Rules {
+            cidrs: self.cidrs.clone(),
+            idcs: self.idcs.clone(),
+            locations: self.locations.clone(),
+            default: self.default,
+        }
     }
 }
 
@@ -189,13 +202,16 @@ fn check_name(name: &str) -> Result<(), String> {
 /// Whether a supernode may be listed; otherwise the field at fault and why.
 pub(crate) fn check_entry(entry: &SupernodeEntry) -> Result<(), (&'static str, String)> {
     check_name(&entry.id).map_err(|message| ("id", message))?;
-    let invalid = || ("endpoint", format!("{:?} is not allowed, expected for example \"http://10.0.0.1:65020\"", entry.endpoint));
+    let invalid =
+        || ("endpoint", format!("{:?} is not allowed, expected for example \"http://10.0.0.1:65020\"", entry.endpoint));
     if entry.endpoint.len() > ENDPOINT_BYTES_MAX {
         return Err(("endpoint", format!("at most {ENDPOINT_BYTES_MAX} bytes are allowed")));
     }
     let uri: Uri = entry.endpoint.parse().map_err(|_| invalid())?;
     let scheme = matches!(uri.scheme_str(), Some("http" | "https"));
-    let authority = uri.authority().is_some_and(|a| !a.host().is_empty() && a.port_u16().is_some_and(|port| port > 0) && !a.as_str().contains('@'));
+    let authority = uri.authority().is_some_and(|a| {
+        !a.host().is_empty() && a.port_u16().is_some_and(|port| port > 0) && !a.as_str().contains('@')
+    });
     let bare = matches!(uri.path(), "" | "/") && uri.query().is_none();
     if scheme && authority && bare { Ok(()) } else { Err(invalid()) }
 }
@@ -215,15 +231,21 @@ mod tests {
         let documented = Config::default_toml();
         assert_eq!(load(&documented).unwrap(), Config::default());
         // Every field is there, if only in a comment.
-        let all = toml_keys(&serde_json::to_value(Config { tls: Some(TlsConfig::default()), ..Config::default() }).unwrap());
+        let all =
+            toml_keys(&serde_json::to_value(Config { tls: Some(TlsConfig::default()), ..Config::default() }).unwrap());
         for key in all {
-            assert!(documented.contains(&format!("{key} =")) || documented.contains(&format!("{key}]")), "{key} is not documented");
+            assert!(
+                documented.contains(&format!("{key} =")) || documented.contains(&format!("{key}]")),
+                "{key} is not documented"
+            );
         }
     }
 
     fn toml_keys(value: &serde_json::Value) -> Vec<String> {
         match value {
-            serde_json::Value::Object(map) => map.iter().flat_map(|(key, value)| std::iter::once(key.clone()).chain(toml_keys(value))).collect(),
+            serde_json::Value::Object(map) => {
+                map.iter().flat_map(|(key, value)| std::iter::once(key.clone()).chain(toml_keys(value))).collect()
+            }
             serde_json::Value::Array(items) => items.iter().flat_map(toml_keys).collect(),
             _ => Vec::new(),
         }
@@ -271,7 +293,17 @@ name = "c"
         for good in ["http://10.0.0.1:1", "https://[fd00::1]:65020/", "http://host.example:80"] {
             check(good).unwrap();
         }
-        for bad in ["", "10.0.0.1:1", "http://x", "http://x:0", "http://u:p@x:1", "http://x:1/path", "http://x:1/?q", "ftp://x:1", "http://:1"] {
+        for bad in [
+            "",
+            "10.0.0.1:1",
+            "http://x",
+            "http://x:0",
+            "http://u:p@x:1",
+            "http://x:1/path",
+            "http://x:1/?q",
+            "ftp://x:1",
+            "http://:1",
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
     }

@@ -44,8 +44,10 @@ pub(crate) enum Refused {
 impl Directory {
     pub(crate) fn new(clusters: Vec<ClusterConfig>, lease: Duration, max_supernodes: usize) -> Self {
         let index = clusters.iter().enumerate().map(|(index, cluster)| (cluster.name.clone(), index)).collect();
-        let clusters =
-            clusters.into_iter().map(|config| Cluster { rules: config.rules(), config, leases: BTreeMap::new() }).collect();
+        let clusters = clusters
+            .into_iter()
+            .map(|config| Cluster { rules: config.rules(), config, leases: BTreeMap::new() })
+            .collect();
         Self { clusters, index, lease, max_supernodes }
     }
 
@@ -151,7 +153,11 @@ impl Cluster {
 
     fn live(&self, now: Instant) -> Vec<SupernodeEntry> {
         let fixed = self.config.supernodes.iter().map(|entry| (entry.id.clone(), entry.endpoint.clone()));
-        let leased = self.leases.iter().filter(|(_, lease)| lease.until > now).map(|(id, lease)| (id.clone(), lease.endpoint.clone()));
+        let leased = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.until > now)
+            .map(|(id, lease)| (id.clone(), lease.endpoint.clone()));
         let by_id: BTreeMap<String, String> = fixed.chain(leased).collect();
         by_id.into_iter().map(|(id, endpoint)| SupernodeEntry { id, endpoint }).collect()
     }
@@ -170,7 +176,13 @@ mod tests {
     }
 
     fn cluster(name: &str, default: bool, supernodes: Vec<SupernodeEntry>) -> ClusterConfig {
-        ClusterConfig { name: name.to_owned(), default, idcs: vec![name.to_owned()], supernodes, ..ClusterConfig::default() }
+        ClusterConfig {
+            name: name.to_owned(),
+            default,
+            idcs: vec![name.to_owned()],
+            supernodes,
+            ..ClusterConfig::default()
+        }
     }
 
     const LEASE: Duration = Duration::from_secs(30);
@@ -196,7 +208,8 @@ mod tests {
 
     #[test]
     fn dead_clusters_are_passed_over() {
-        let mut directory = Directory::new(vec![cluster("a", false, vec![]), cluster("b", true, vec![entry("s", 9)])], LEASE, 9);
+        let mut directory =
+            Directory::new(vec![cluster("a", false, vec![]), cluster("b", true, vec![entry("s", 9)])], LEASE, 9);
         let now = Instant::now();
         let host = Whereabouts { idc: "a".to_owned(), ..Whereabouts::default() };
         assert_eq!(directory.nearest(now, &host), Some(("b", MatchedBy::Default, vec![entry("s", 9)])));

@@ -54,7 +54,12 @@ impl Folder {
         };
         std::fs::create_dir_all(dir).map_err(fail("cannot create", dir))?;
         let path = dir.join("lock");
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(fail("cannot open", &path))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(fail("cannot open", &path))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(FolderError::Locked { path: dir.to_owned() }),
@@ -77,7 +82,9 @@ impl Folder {
         };
         match serde_json::from_slice::<FileV1>(&bytes) {
             Ok(file) if file.version == VERSION => return Ok(file.registrations),
-            Ok(file) => warn!(version = file.version, path = %path.display(), "registrations of another version, setting the file aside"),
+            Ok(file) => {
+                warn!(version = file.version, path = %path.display(), "registrations of another version, setting the file aside")
+            }
             Err(error) => warn!(%error, path = %path.display(), "registrations cannot be read, setting the file aside"),
         }
         std::fs::rename(&path, self.dir.join(format!("{NAME}.unreadable"))).map_err(fail("cannot set aside"))?;

@@ -57,11 +57,17 @@ impl MatchedBy {
 /// The index of the nearest of the clusters, or `None` when no rule assigns the host and none is the default. The caller
 /// leaves out clusters that nobody answers for. Of equals the first wins.
 #[must_use]
-pub fn nearest<'r>(clusters: impl Iterator<Item = &'r Rules> + Clone, host: &Whereabouts) -> Option<(usize, MatchedBy)> {
+pub fn nearest<'r>(
+    clusters: impl Iterator<Item = &'r Rules> + Clone,
+    host: &Whereabouts,
+) -> Option<(usize, MatchedBy)> {
     let best = |score: &dyn Fn(&Rules) -> u32| {
         let scores = clusters.clone().enumerate().map(|(index, rules)| (score(rules), index));
         // Of the highest scores the lowest index.
-        scores.filter(|(score, _)| *score > 0).max_by_key(|(score, index)| (*score, std::cmp::Reverse(*index))).map(|(_, index)| index)
+        scores
+            .filter(|(score, _)| *score > 0)
+            .max_by_key(|(score, index)| (*score, std::cmp::Reverse(*index)))
+            .map(|(_, index)| index)
     };
     if let Some(index) = best(&|rules| cidr_score(rules, &host.addresses)) {
         return Some((index, MatchedBy::Cidr));
@@ -110,7 +116,12 @@ mod tests {
 
     fn rules(cidrs: &[&str], idcs: &[&str], locations: &[&str], default: bool) -> Rules {
         let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-        Rules { cidrs: cidrs.iter().map(|net| net.parse().unwrap()).collect(), idcs: texts(idcs), locations: texts(locations), default }
+        Rules {
+            cidrs: cidrs.iter().map(|net| net.parse().unwrap()).collect(),
+            idcs: texts(idcs),
+            locations: texts(locations),
+            default,
+        }
     }
 
     fn host(addresses: &[&str], idc: &str, location: &str) -> Whereabouts {
@@ -149,22 +160,30 @@ mod tests {
 
     fn some_net() -> impl Strategy<Value = IpNet> {
         // Few addresses, so that networks overlap.
-        (0u32..16, 0u8..=32).prop_map(|(bits, len)| ipnet::Ipv4Net::new(Ipv4Addr::from(bits << 28), len).unwrap().trunc().into())
+        (0u32..16, 0u8..=32)
+            .prop_map(|(bits, len)| ipnet::Ipv4Net::new(Ipv4Addr::from(bits << 28), len).unwrap().trunc().into())
     }
 
     fn some_rules() -> impl Strategy<Value = Rules> {
         let word = || prop::sample::select(vec!["a", "b", "c"]).prop_map(str::to_owned);
         let location = prop::collection::vec(word(), 1..4).prop_map(|words| words.join("|"));
-        (prop::collection::vec(some_net(), 0..3), prop::collection::vec(word(), 0..2), prop::collection::vec(location, 0..2), any::<bool>())
+        (
+            prop::collection::vec(some_net(), 0..3),
+            prop::collection::vec(word(), 0..2),
+            prop::collection::vec(location, 0..2),
+            any::<bool>(),
+        )
             .prop_map(|(cidrs, idcs, locations, default)| Rules { cidrs, idcs, locations, default })
     }
 
     fn some_host() -> impl Strategy<Value = Whereabouts> {
-        (prop::collection::vec(0u32..16, 0..3), "[abc]?", "[abc](\\|[abc]){0,2}|").prop_map(|(addresses, idc, location)| Whereabouts {
-            addresses: addresses.into_iter().map(|bits| Ipv4Addr::from(bits << 28).into()).collect(),
-            idc,
-            location,
-        })
+        (prop::collection::vec(0u32..16, 0..3), "[abc]?", "[abc](\\|[abc]){0,2}|").prop_map(
+            |(addresses, idc, location)| Whereabouts {
+                addresses: addresses.into_iter().map(|bits| Ipv4Addr::from(bits << 28).into()).collect(),
+                idc,
+                location,
+            },
+        )
     }
 
     proptest! {

@@ -162,16 +162,15 @@ async fn a_restart_remembers() {
     service.register("near", "n1", 1).await;
     service.register("dc", "d1", 2).await;
     service.ask("DELETE", "/api/skimmer/v1/clusters/dc/supernodes/d1", "").await;
-    // No goodbye: what was acknowledged is on disk.
-    service.task.abort();
-    let _ = service.task.await;
+    service.stop().await;
     let text = text.replace("name = \"dc\"", "name = \"renamed\"");
     let service = start(dir.path(), &text);
     assert_eq!(service.nearest(json!({})).await, found("near", "cidr", 1));
     service.stop().await;
     // The folder belongs to one process at a time.
     let service = start(dir.path(), &text);
-    let config = Config { data_dir: dir.path().to_owned(), listen: vec!["127.0.0.1:0".parse().unwrap()], ..Config::default() };
+    let config =
+        Config { data_dir: dir.path().to_owned(), listen: vec!["127.0.0.1:0".parse().unwrap()], ..Config::default() };
     assert!(App::start(config).unwrap_err().to_string().contains("another process uses"));
     service.stop().await;
 }

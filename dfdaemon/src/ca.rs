@@ -109,7 +109,9 @@ impl Authority {
         let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(
             &PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|e| content(e.into()))?,
         )?;
-        rustls::sign::CertifiedKey::new(vec![certificate.clone()], signer).keys_match().map_err(|e| content(e.into()))?;
+        rustls::sign::CertifiedKey::new(vec![certificate.clone()], signer)
+            .keys_match()
+            .map_err(|e| content(e.into()))?;
         let issuer = Issuer::from_ca_cert_pem(&certificate_pem, key).map_err(|e| content(e.into()))?;
         let leaves = Cache::builder().max_capacity(LEAVES_MAX).time_to_live(LEAF_KEPT).build();
         Ok(Self { issuer, certificate, leaves })
@@ -182,8 +184,7 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), CaError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)
 }
 

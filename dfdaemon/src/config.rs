@@ -227,11 +227,7 @@ impl Default for ConnectConfig {
 
 impl Default for InterceptConfig {
     fn default() -> Self {
-        Self {
-            hosts: Vec::new(),
-            ca_cert: "/var/lib/skimmer/ca.crt".into(),
-            ca_key: "/var/lib/skimmer/ca.key".into(),
-        }
+        Self { hosts: Vec::new(), ca_cert: "/var/lib/skimmer/ca.crt".into(), ca_key: "/var/lib/skimmer/ca.key".into() }
     }
 }
 
@@ -313,8 +309,12 @@ impl Rule {
             problems.add(&format!("{path}.regex"), &error.to_string());
         }
         match (self.action, &self.redirect) {
-            (Action::Redirect, None) => problems.add(&format!("{path}.redirect"), "is needed for action = \"redirect\""),
-            (Action::Redirect, Some(to)) if to.is_empty() => problems.add(&format!("{path}.redirect"), "must not be empty"),
+            (Action::Redirect, None) => {
+                problems.add(&format!("{path}.redirect"), "is needed for action = \"redirect\"")
+            }
+            (Action::Redirect, Some(to)) if to.is_empty() => {
+                problems.add(&format!("{path}.redirect"), "must not be empty")
+            }
             (Action::Redirect, Some(_)) | (_, None) => {}
             (_, Some(_)) => problems.add(&format!("{path}.redirect"), "has a meaning only with action = \"redirect\""),
         }
@@ -428,11 +428,8 @@ mod tests {
         let documented: Config = toml::from_str(text).unwrap();
         assert_eq!(documented, Config::default());
         // What is shown commented out is valid too.
-        let uncommented: String = text
-            .lines()
-            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
-            .flat_map(|line| [line, "\n"])
-            .collect();
+        let uncommented: String =
+            text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).flat_map(|line| [line, "\n"]).collect();
         let shown: Config = toml::from_str(&uncommented).unwrap();
         assert_eq!(shown.validate(), Vec::new());
         assert!(!shown.proxy.rules.is_empty() && !shown.mirror.upstreams.is_empty() && shown.proxy.auth.is_some());

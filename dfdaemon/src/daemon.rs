@@ -43,7 +43,8 @@ struct Rates {
 pub async fn run(config: DfdaemonConfig, context: service::Context<DfdaemonConfig>) -> anyhow::Result<()> {
     let shutdown = context.shutdown.clone();
     let metrics = Metrics::new("dfdaemon", env!("CARGO_PKG_VERSION"));
-    std::fs::create_dir_all(&config.store.dir).with_context(|| format!("cannot make {}", config.store.dir.display()))?;
+    std::fs::create_dir_all(&config.store.dir)
+        .with_context(|| format!("cannot make {}", config.store.dir.display()))?;
     let supernodes = supernodes(&config, &shutdown)?;
     let engine = config.node(supernodes).start().await.context("cannot start the peer")?;
     metrics.register("peer", |registry| engine.metrics().register(registry));
@@ -53,7 +54,8 @@ pub async fn run(config: DfdaemonConfig, context: service::Context<DfdaemonConfi
     metrics.register("proxy", |registry| proxy_metrics.register(registry));
     let passthrough = Passthrough::new(&http_side).context("cannot prepare the way to origins")?;
     let downloads = Arc::new(EngineDownloads(engine.clone()));
-    let proxy = proxy::Server::new(http_side, downloads, passthrough, proxy_metrics).context("cannot start the proxy")?;
+    let proxy =
+        proxy::Server::new(http_side, downloads, passthrough, proxy_metrics).context("cannot start the proxy")?;
     let proxy_listeners = proxy.bind().await?;
 
     let socket = socket::bind(&config.socket.path)

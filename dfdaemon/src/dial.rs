@@ -42,7 +42,9 @@ pub enum DialError {
         source: io::Error,
     },
     /// All its addresses are ones that requests may not be sent to.
-    #[error("{host} is at {address}, which is loopback, link-local or a metadata service and not in origins.allow_addresses")]
+    #[error(
+        "{host} is at {address}, which is loopback, link-local or a metadata service and not in origins.allow_addresses"
+    )]
     Refused {
         /// The name.
         host: String,
@@ -80,10 +82,8 @@ pub enum DialError {
 const ADDRESSES_MAX: usize = 8;
 
 /// Metadata services that do not live on link-local addresses (AWS over IPv6, Alibaba Cloud).
-const METADATA: [IpAddr; 2] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-];
+const METADATA: [IpAddr; 2] =
+    [IpAddr::V6(Ipv6Addr::new(0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x0254)), IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200))];
 
 // === impl Dialer ===
 
@@ -158,7 +158,8 @@ impl Dialer {
     fn check(&self, host: &str, address: SocketAddr) -> Result<(), DialError> {
         let is_own = self.0.own.lock().iter().any(|own| {
             own.port() == address.port()
-                && (own.ip().to_canonical() == address.ip() || (own.ip().is_unspecified() && address.ip().is_loopback()))
+                && (own.ip().to_canonical() == address.ip()
+                    || (own.ip().is_unspecified() && address.ip().is_loopback()))
         });
         if is_own || (address.ip().is_unspecified() && self.0.own.lock().iter().any(|o| o.port() == address.port())) {
             return Err(DialError::Loop { host: host.to_owned() });
@@ -250,8 +251,19 @@ mod tests {
     fn local_addresses_need_leave() {
         let plain = dialer(&[], &[]);
         for bad in [
-            "127.0.0.1", "127.9.9.9", "169.254.169.254", "0.0.0.0", "[::1]", "[fe80::1]", "[::ffff:127.0.0.1]", "224.0.0.1",
-            "100.100.100.200", "[fd00:ec2::254]", "255.255.255.255", "[::]", "0.1.2.3",
+            "127.0.0.1",
+            "127.9.9.9",
+            "169.254.169.254",
+            "0.0.0.0",
+            "[::1]",
+            "[fe80::1]",
+            "[::ffff:127.0.0.1]",
+            "224.0.0.1",
+            "100.100.100.200",
+            "[fd00:ec2::254]",
+            "255.255.255.255",
+            "[::]",
+            "0.1.2.3",
         ] {
             assert!(matches!(plain.check_literal(bad, 80), Err(DialError::Refused { .. })), "{bad}");
         }
@@ -260,7 +272,9 @@ mod tests {
         }
         assert!(dialer(&["127.0.0.0/8"], &[]).check_literal("127.0.0.1", 80).is_ok());
         let trusting = dialer(&[], &[("127.0.0.1", 5000)]);
-        assert!(trusting.check_literal("127.0.0.1", 5000).is_ok() && trusting.check_literal("127.0.0.1", 5001).is_err());
+        assert!(
+            trusting.check_literal("127.0.0.1", 5000).is_ok() && trusting.check_literal("127.0.0.1", 5001).is_err()
+        );
     }
 
     #[tokio::test]

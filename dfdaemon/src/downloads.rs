@@ -14,7 +14,10 @@ pub trait Downloads: Send + Sync + 'static {
     /// Opens a task: returns once its metadata is known, while its bytes may still be on their way.
     ///
     /// Dropping the future, or the last handle of the task, gives the interest in it up.
-    fn open(&self, request: OpenRequest) -> Pin<Box<dyn Future<Output = Result<OpenedTask, DownloadError>> + Send + '_>>;
+    fn open(
+        &self,
+        request: OpenRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<OpenedTask, DownloadError>> + Send + '_>>;
 }
 
 /// A task that is being read.

@@ -7,14 +7,19 @@ use http::StatusCode;
 use peer::engine::{Engine, Task, TaskError};
 use proto::ByteRange;
 
-use crate::downloads::{BodyStream, DownloadError, Downloads, OpenRequest, OpenedTask, OriginAnswer, Route, TaskBody, TaskInfo};
+use crate::downloads::{
+    BodyStream, DownloadError, Downloads, OpenRequest, OpenedTask, OriginAnswer, Route, TaskBody, TaskInfo,
+};
 
 /// Opens tasks with the host's engine.
 #[derive(Clone, Debug)]
 pub(crate) struct EngineDownloads(pub(crate) Engine);
 
 impl Downloads for EngineDownloads {
-    fn open(&self, request: OpenRequest) -> Pin<Box<dyn Future<Output = Result<OpenedTask, DownloadError>> + Send + '_>> {
+    fn open(
+        &self,
+        request: OpenRequest,
+    ) -> Pin<Box<dyn Future<Output = Result<OpenedTask, DownloadError>> + Send + '_>> {
         Box::pin(async move {
             let route = match request.route {
                 Route::P2p => peer::engine::Route::P2p,

@@ -140,11 +140,23 @@ mod tests {
 
     #[test]
     fn tasks_and_readers() {
-        let request = map(&[("range", "bytes=0-1"), ("authorization", "x"), ("accept-encoding", "gzip"), ("cookie", "c"), ("host", "h")]);
+        let request = map(&[
+            ("range", "bytes=0-1"),
+            ("authorization", "x"),
+            ("accept-encoding", "gzip"),
+            ("cookie", "c"),
+            ("host", "h"),
+        ]);
         let headers = for_task(&request);
         assert_eq!(names(&headers), ["accept-encoding", "authorization", "cookie"]);
         assert_eq!(headers[header::ACCEPT_ENCODING], "identity");
-        let answer = map(&[("set-cookie", "s"), ("etag", "\"e\""), ("content-length", "5"), ("date", "d"), ("content-encoding", "gzip")]);
+        let answer = map(&[
+            ("set-cookie", "s"),
+            ("etag", "\"e\""),
+            ("content-length", "5"),
+            ("date", "d"),
+            ("content-encoding", "gzip"),
+        ]);
         assert_eq!(names(&for_reader(&answer)), ["content-encoding", "etag"]);
     }
 

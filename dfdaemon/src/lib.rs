@@ -17,6 +17,7 @@
 pub mod blob_path;
 pub mod body;
 pub mod ca;
+mod carry_out;
 pub mod config;
 mod daemon;
 pub mod dial;
@@ -35,4 +36,5 @@ pub mod settings;
 pub mod setup;
 mod socket;
 
+pub use carry_out::carry_out;
 pub use daemon::run;

@@ -46,6 +46,8 @@ pub enum Outcome {
     Failed,
     /// The body broke off after the status was sent.
     Broken,
+    /// The client went away before it had everything.
+    Abandoned,
 }
 
 /// Where bytes that clients read came from.

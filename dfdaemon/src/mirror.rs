@@ -148,10 +148,15 @@ mod tests {
 
     #[test]
     fn bad_namespaces() {
-        for bad in ["?ns=", "?ns", "?ns=a&ns=b", "?ns=a/b", "?ns=u@h", "?ns=http://h", "?ns=h%3Fx", "?ns=%ff", "?ns=h:0x1"] {
+        for bad in
+            ["?ns=", "?ns", "?ns=a&ns=b", "?ns=a/b", "?ns=u@h", "?ns=http://h", "?ns=h%3Fx", "?ns=%ff", "?ns=h:0x1"]
+        {
             assert_eq!(at(&format!("/v2/{bad}"), None), Err(BadNamespace::Malformed), "{bad}");
         }
         assert_eq!(at("/v2/?ns=evil.com", None), Err(BadNamespace::NotAllowed("evil.com".into())));
-        assert_eq!(at("/v2/?ns=registry.local:5001", None), Err(BadNamespace::NotAllowed("registry.local:5001".into())));
+        assert_eq!(
+            at("/v2/?ns=registry.local:5001", None),
+            Err(BadNamespace::NotAllowed("registry.local:5001".into()))
+        );
     }
 }

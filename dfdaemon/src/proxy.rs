@@ -98,7 +98,8 @@ pub(crate) struct Slot {
 }
 
 /// What is said to a connection over the limit: clients take it as a sign to go elsewhere.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+const FULL: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 /// After a failed accept (usually: no file descriptors left), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a quiet HTTP/2 connection is asked for a sign of life.
@@ -133,7 +134,8 @@ impl Server {
         Ok(Self(Arc::new(Shared {
             rules: Rules::new(proxy).map_err(|e| wrong("proxy.rules", &e))?,
             upstreams: Upstreams::new(&config.mirror).map_err(|e| wrong("mirror.allow", &e))?,
-            connect_hosts: HostPattern::parse_all(&proxy.connect.hosts).map_err(|e| wrong("proxy.connect.hosts", &e))?,
+            connect_hosts: HostPattern::parse_all(&proxy.connect.hosts)
+                .map_err(|e| wrong("proxy.connect.hosts", &e))?,
             intercept_hosts: HostPattern::parse_all(&proxy.intercept.hosts)
                 .map_err(|e| wrong("proxy.intercept.hosts", &e))?,
             authority,
@@ -221,7 +223,14 @@ impl Server {
                 continue;
             };
             let slot = Arc::new(Slot { _permit: permit, _open: self.0.metrics.connection() });
-            let via = Via { scope: scope.clone(), peer, slot, tracker: tracker.clone(), cancel: cancel.clone(), cut: cut.clone() };
+            let via = Via {
+                scope: scope.clone(),
+                peer,
+                slot,
+                tracker: tracker.clone(),
+                cancel: cancel.clone(),
+                cut: cut.clone(),
+            };
             let (server, cut) = (self.clone(), cut.clone());
             tracker.spawn(async move {
                 tokio::select! {
@@ -259,7 +268,7 @@ impl Server {
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .max_headers(limits.header_fields_max)
-            .max_buf_size(limits.header_bytes_max)
+            .max_header_size(limits.header_bytes_max)
             .serve_connection(io, service)
             .with_upgrades();
         tokio::pin!(connection);

@@ -49,7 +49,8 @@ pub fn plan(method: &Method, request: &HeaderMap, info: &TaskInfo) -> Plan {
         Verdict::NotModified => return Plan::NotModified,
         Verdict::Go => {}
     }
-    let range = request.get(header::RANGE).and_then(|value| value.to_str().ok()).and_then(|v| RangeHeader::parse(v).ok());
+    let range =
+        request.get(header::RANGE).and_then(|value| value.to_str().ok()).and_then(|v| RangeHeader::parse(v).ok());
     let (Some(range), Some(length)) = (range, info.length) else { return Plan::Whole };
     // Range is defined for GET alone.
     if method != Method::GET || !conditions::if_range_holds(request, &info.headers) {
@@ -105,6 +106,7 @@ pub(crate) async fn respond(
     let ended = stream::Ended::new(metrics.clone(), way);
     let body = async |mut stream: TaskStream| {
         if method == Method::HEAD {
+            stream.unread();
             return Ok(body::empty());
         }
         stream.prime(first_byte_wait).await?;

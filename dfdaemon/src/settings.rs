@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peer::node::{HostConfig, NodeConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, NodeConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Guard, HostOptions, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use url::Url;
 
 use crate::config::{Limits, MirrorConfig, OriginsConfig, ProxyConfig};
+use crate::passthrough::upstream_url;
 
 /// A dfdaemon's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,8 +44,6 @@ pub struct DfdaemonConfig {
     pub store: StoreSection,
     /// `[rates]`
     pub rates: RatesConfig,
-    /// `[orphan]`
-    pub orphan: OrphanConfig,
     /// `[tasks]`
     pub tasks: TasksConfig,
     /// `[source]`
@@ -102,7 +101,6 @@ impl Default for DfdaemonConfig {
             peer: PeerConfig::default(),
             store: StoreSection::default(),
             rates: RatesConfig::default(),
-            orphan: OrphanConfig::default(),
             tasks: TasksConfig::default(),
             source: SourceConfig::default(),
             guard: Guard::default(),
@@ -145,25 +143,29 @@ impl DfdaemonConfig {
     /// The node's part.
     #[must_use]
     pub fn node(&self, supernodes: Option<watch::Receiver<Vec<SupernodeEntry>>>) -> NodeConfig {
+        // What was said of a registry for the mirror holds when its blobs are read by the engine, too.
         let mut source = self.source.clone();
         for upstream in &self.mirror.upstreams {
-            // What was said of a registry for the mirror holds when its blobs are read by the engine, too.
-            source.hosts.entry(upstream.host.clone()).or_insert_with(|| HostOptions {
+            let url = upstream_url(upstream);
+            let Some(host) = url.host_str() else { continue };
+            let place = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+            source.hosts.entry(place).or_insert_with(|| HostOptions {
                 ca: upstream.ca.clone(),
                 insecure: upstream.insecure,
                 plain_http: upstream.plain_http,
                 ..HostOptions::default()
             });
         }
+        let mut guard = self.guard.clone();
+        guard.allow_cidrs.extend(&self.origins.allow_addresses);
         NodeConfig {
             host: self.host.clone(),
             peer: self.peer.clone(),
             store: self.store.clone(),
             rates: self.rates,
-            orphan: self.orphan,
             tasks: self.tasks,
             source,
-            guard: self.guard.clone(),
+            guard,
             seed: false,
             supernodes,
         }
@@ -182,7 +184,6 @@ impl Validate for DfdaemonConfig {
         });
         problems.within("peer", |problems| self.peer.validate(problems));
         problems.within("store", |problems| self.store.validate(problems));
-        problems.within("orphan", |problems| self.orphan.validate(problems));
         problems.within("tasks", |problems| self.tasks.validate(problems));
         problems.within("log", |problems| self.log.validate(problems));
         problems.within("runtime", |problems| self.runtime.validate(problems));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dfdaemon::metrics::{Outcome, Way};
 use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -33,9 +34,8 @@ async fn connections_over_the_limit_are_told_at_once() {
 async fn slow_headers_resting_connections_and_silent_tunnels_end() {
     let origin = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = origin.local_addr().unwrap().port();
-    let config = format!(
-        "limits.header_timeout = '300ms'\nlimits.idle_timeout = '600ms'\nproxy.connect.ports = [{port}]"
-    );
+    let config =
+        format!("limits.header_timeout = '300ms'\nlimits.idle_timeout = '600ms'\nproxy.connect.ports = [{port}]");
     let daemon = Daemon::start(&config, Arc::new(NoDownloads)).await;
     let started = Instant::now();
     for sent in ["", "GET /healthz HTTP/1.1\r\nHo", "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"] {
@@ -71,6 +71,7 @@ async fn a_client_that_stops_reading_is_let_go() {
     })
     .await
     .expect("the connection is closed");
+    assert_eq!(daemon.metrics.requests(Way::ProxyP2p, Outcome::Abandoned), 1);
 }
 
 #[tokio::test]
@@ -92,7 +93,8 @@ async fn ambiguous_and_oversized_requests_are_refused() {
         let mut stream = TcpStream::connect(daemon.address).await.unwrap();
         let _ = stream.write_all(request.as_bytes()).await;
         let mut all = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut all)).await.expect("closed");
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut all)).await;
+        assert!(read.is_ok(), "{request:.80}: still open after {:.80}", String::from_utf8_lossy(&all));
         let text = String::from_utf8_lossy(&all);
         assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{request:.80}: {text:.80}");
     }

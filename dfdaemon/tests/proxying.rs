@@ -16,7 +16,11 @@ fn echo(seen: &crate::support::Seen) -> http::Response<dfdaemon::body::Body> {
 #[tokio::test]
 async fn the_mirror_passes_everything_but_blobs() {
     let origin = Origin::start(echo).await;
-    let config = format!("mirror.default = '{}'\nmirror.upstreams = [{{ host = 'corp', url = '{}' }}]", origin.url(""), origin.url("/base"));
+    let config = format!(
+        "mirror.default = '{}'\nmirror.upstreams = [{{ host = 'corp', url = '{}' }}]",
+        origin.url(""),
+        origin.url("/base")
+    );
     let daemon = Daemon::start(&config, Arc::new(NoDownloads)).await;
     let digest = Digest::of(Algorithm::Sha256, b"x");
     for (request, expected) in [
@@ -26,17 +30,24 @@ async fn the_mirror_passes_everything_but_blobs() {
         ("GET /v2/a/tags/list?n=1&ns=corp HTTP/1.1\r\n".into(), "GET /base/v2/a/tags/list?n=1 ".into()),
         (format!("DELETE /v2/a/blobs/{digest} HTTP/1.1\r\n"), format!("DELETE /v2/a/blobs/{digest} ")),
         ("POST /v2/a/blobs/uploads/ HTTP/1.1\r\nContent-Length: 4\r\n".into(), "POST /v2/a/blobs/uploads/ body".into()),
-        ("PATCH /v2/a/blobs/uploads/u HTTP/1.1\r\nTransfer-Encoding: chunked\r\n".into(), "PATCH /v2/a/blobs/uploads/u body".into()),
+        (
+            "PATCH /v2/a/blobs/uploads/u HTTP/1.1\r\nTransfer-Encoding: chunked\r\n".into(),
+            "PATCH /v2/a/blobs/uploads/u body".into(),
+        ),
     ] {
         let body = match &request {
             r if r.contains("Content-Length") => "body",
             r if r.contains("chunked") => "4\r\nbody\r\n0\r\n\r\n",
             _ => "",
         };
-        let sent = format!("{request}Host: x\r\nConnection: close\r\nAuthorization: Bearer tok\r\nX-Custom: 1\r\n\r\n{body}");
+        let sent =
+            format!("{request}Host: x\r\nConnection: close\r\nAuthorization: Bearer tok\r\nX-Custom: 1\r\n\r\n{body}");
         let raw = daemon.raw(&sent).await;
         assert_eq!((raw.status, raw.text()), (200, expected), "{request}");
-        assert_eq!((raw.field("x-origin"), raw.field("x-gone"), raw.field("set-cookie")), (Some("yes"), None, Some("a=b")));
+        assert_eq!(
+            (raw.field("x-origin"), raw.field("x-gone"), raw.field("set-cookie")),
+            (Some("yes"), None, Some("a=b"))
+        );
     }
     for seen in origin.seen() {
         assert_eq!(seen.headers["authorization"], "Bearer tok");
@@ -57,7 +68,9 @@ async fn a_blob_is_fetched_once_and_a_refusal_is_the_origins() {
     let digest = Digest::of(Algorithm::Sha512, &blob);
     let content = blob.clone();
     let origin = Origin::start(move |seen| match seen.headers.get("authorization") {
-        Some(value) if value == "Bearer good" => answer(200, &[("content-type", "application/octet-stream")], content.clone()),
+        Some(value) if value == "Bearer good" => {
+            answer(200, &[("content-type", "application/octet-stream")], content.clone())
+        }
         _ => answer(401, &[("www-authenticate", "Bearer realm=\"x\"")], "{\"errors\":[]}"),
     })
     .await;
@@ -119,7 +132,12 @@ async fn rules_in_order() {
     assert_eq!(daemon.get("http://old.example/big", "").await.text(), "GET /new/big ");
     assert_eq!(daemon.get(&origin.url("/plain"), "").await.text(), "GET /plain ");
     assert_eq!(downloads.opened.lock().len(), 1);
-    let posted = daemon.raw(&format!("POST {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi", origin.url("/big"))).await;
+    let posted = daemon
+        .raw(&format!(
+            "POST {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi",
+            origin.url("/big")
+        ))
+        .await;
     assert_eq!(posted.text(), "POST /big hi");
     assert_eq!(daemon.metrics.requests(Way::ProxyP2p, Outcome::Ok), 1);
     for bad in ["http://u:p@files.example/", "ftp://files.example/"] {
@@ -168,7 +186,8 @@ async fn stalled_and_silent_origins_end() {
             kept.push(stream);
         }
     });
-    let daemon = Daemon::start("limits.body_timeout = '300ms'\nlimits.origin_timeout = '300ms'", Arc::new(NoDownloads)).await;
+    let daemon =
+        Daemon::start("limits.body_timeout = '300ms'\nlimits.origin_timeout = '300ms'", Arc::new(NoDownloads)).await;
     let stalled = daemon.get(&format!("http://{address}/body"), "").await;
     assert_eq!(stalled.status, 200);
     assert!(stalled.body.len() <= 10);
@@ -185,10 +204,8 @@ async fn loops_are_cut() {
 
     // Round by another proxy, which is recognised by Via.
     let other = Daemon::start("", Arc::new(NoDownloads)).await;
-    let config = format!(
-        "proxy.rules = [{{ regex = '.', action = 'redirect', redirect = 'http://{}/v2/' }}]",
-        other.address
-    );
+    let config =
+        format!("proxy.rules = [{{ regex = '.', action = 'redirect', redirect = 'http://{}/v2/' }}]", other.address);
     let front = Daemon::start(&config, Arc::new(NoDownloads)).await;
     drop(other);
     assert!(front.get("http://files.example/", "").await.status >= 400);
@@ -204,7 +221,9 @@ async fn proxy_users_need_a_password_and_the_mirror_none() {
     let origin = Origin::start(echo).await;
     let config = format!("proxy.auth = {{ user = 'u', password = 'p' }}\nmirror.default = '{}'", origin.url(""));
     let daemon = Daemon::start(&config, Arc::new(NoDownloads)).await;
-    for fields in ["", "Proxy-Authorization: Basic dTpx\r\n", "Proxy-Authorization: Bearer dTpw\r\n", "Proxy-Authorization: \r\n"] {
+    for fields in
+        ["", "Proxy-Authorization: Basic dTpx\r\n", "Proxy-Authorization: Bearer dTpw\r\n", "Proxy-Authorization: \r\n"]
+    {
         let refused = daemon.get(&origin.url("/"), fields).await;
         assert_eq!(refused.status, 407, "{fields}");
         assert!(refused.field("proxy-authenticate").unwrap().starts_with("Basic realm="));

@@ -63,7 +63,8 @@ impl Origin {
                     async move {
                         let (parts, body) = request.into_parts();
                         let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-                        let seen = Seen { method: parts.method, uri: parts.uri.to_string(), headers: parts.headers, body };
+                        let seen =
+                            Seen { method: parts.method, uri: parts.uri.to_string(), headers: parts.headers, body };
                         log.lock().push(seen.clone());
                         Ok::<_, Infallible>(answer(&seen))
                     }
@@ -293,11 +294,7 @@ impl Fetching {
     pub(crate) fn new(toml: &str) -> Arc<Self> {
         let mut config: Config = toml::from_str(toml).unwrap();
         config.origins.allow_addresses = vec!["127.0.0.0/8".parse().unwrap()];
-        Arc::new(Self {
-            client: Passthrough::new(&config).unwrap(),
-            kept: Mutex::default(),
-            opened: Mutex::default(),
-        })
+        Arc::new(Self { client: Passthrough::new(&config).unwrap(), kept: Mutex::default(), opened: Mutex::default() })
     }
 
     async fn fetch(&self, request: &OpenRequest) -> Result<Content, DownloadError> {

@@ -68,7 +68,8 @@ async fn several_ranges_in_one_answer() {
     let mut expected = Vec::new();
     for (first, last) in [(0, 9), (100_000, 199_999), (799_997, 799_999)] {
         expected.extend(
-            format!("\r\n--{boundary}\r\nContent-Type: a/b\r\nContent-Range: bytes {first}-{last}/800000\r\n\r\n").bytes(),
+            format!("\r\n--{boundary}\r\nContent-Type: a/b\r\nContent-Range: bytes {first}-{last}/800000\r\n\r\n")
+                .bytes(),
         );
         expected.extend(&bytes[first..=last]);
     }
@@ -181,7 +182,8 @@ async fn without_a_p2p_side_the_origin_is_asked() {
     assert_eq!(origin.seen()[0].headers["range"], "bytes=0-1");
     assert_eq!(daemon.metrics.fallbacks(), 1);
 
-    let strict = Daemon::start(&format!("{RULE}\nproxy.fallback_direct = false"), std::sync::Arc::new(NoDownloads)).await;
+    let strict =
+        Daemon::start(&format!("{RULE}\nproxy.fallback_direct = false"), std::sync::Arc::new(NoDownloads)).await;
     assert_eq!(strict.get(&origin.url("/f"), "").await.status, 503);
     assert_eq!(origin.seen().len(), 1);
 }
@@ -198,7 +200,10 @@ async fn what_the_engine_is_asked() {
     assert_eq!(opened[0].spec.url.as_str(), "http://files.example/a?X-Amz-Signature=s");
     assert_eq!(opened[0].wanted.map(|r| (r.start(), r.end())), Some((2, 6)));
     let headers = &opened[0].headers;
-    assert_eq!((&headers["authorization"], &headers["cookie"]), (&"Bearer t".parse().unwrap(), &"c=1".parse().unwrap()));
+    assert_eq!(
+        (&headers["authorization"], &headers["cookie"]),
+        (&"Bearer t".parse().unwrap(), &"c=1".parse().unwrap())
+    );
     assert_eq!(headers["accept-encoding"], "identity");
     for gone in ["range", "host", "proxy-authorization", "x-hop", "connection"] {
         assert!(!headers.contains_key(gone), "{gone}");
@@ -224,7 +229,11 @@ async fn blobs_are_named_by_their_digest_on_every_way() {
     let urls: Vec<&str> = opened.iter().map(|request| request.spec.url.as_str()).collect();
     assert_eq!(
         urls,
-        [format!("https://registry.example{path}"), format!("https://quay.io{path}"), format!("http://r.example{path}")]
+        [
+            format!("https://registry.example{path}"),
+            format!("https://quay.io{path}"),
+            format!("http://r.example{path}")
+        ]
     );
     assert!(opened.iter().all(|request| request.spec.id() == opened[0].spec.id() && request.spec.content_addressed));
 }

@@ -282,11 +282,16 @@ impl Inner {
         }
         match &self.cluster {
             Some(cluster) if cluster.is_configured() => {
-                if cluster.is_up() { self.open_in_cluster(cluster, request).await } else { self.open_as_orphan(cluster, request).await }
+                if cluster.is_up() {
+                    self.open_in_cluster(cluster, request).await
+                } else {
+                    self.open_as_orphan(cluster, request).await
+                }
             }
-            _ if request.never_origin => {
-                Err(TaskError::new(Kind::Unavailable, "no supernode is configured, and going back to the origin is disabled"))
-            }
+            _ if request.never_origin => Err(TaskError::new(
+                Kind::Unavailable,
+                "no supernode is configured, and going back to the origin is disabled",
+            )),
             _ => self.open_at_origin(request, None).await,
         }
     }
@@ -306,7 +311,11 @@ impl Inner {
         Ok(Some(self.start(spec, content, Start::serving(), &[]).await?))
     }
 
-    async fn open_in_cluster(self: &Arc<Self>, cluster: &Arc<Cluster>, request: OpenRequest) -> Result<Arc<Shared>, TaskError> {
+    async fn open_in_cluster(
+        self: &Arc<Self>,
+        cluster: &Arc<Cluster>,
+        request: OpenRequest,
+    ) -> Result<Arc<Shared>, TaskError> {
         let spec = &request.spec;
         let held = self.stored(spec.id(), None).await?;
         let open = self.open_message(&request, held.as_deref());
@@ -335,7 +344,11 @@ impl Inner {
     }
 
     /// No supernode answers: neighbours, then, after a random delay, the origin.
-    async fn open_as_orphan(self: &Arc<Self>, cluster: &Arc<Cluster>, request: OpenRequest) -> Result<Arc<Shared>, TaskError> {
+    async fn open_as_orphan(
+        self: &Arc<Self>,
+        cluster: &Arc<Cluster>,
+        request: OpenRequest,
+    ) -> Result<Arc<Shared>, TaskError> {
         let spec = request.spec.clone();
         let since = tokio::time::Instant::now();
         if let Some((known, hosts)) = orphan::ask_neighbours(self, &spec).await {
@@ -396,7 +409,14 @@ impl Inner {
             Some(_) => Authority::Cluster { open: Box::new(open), lost_since: orphaned },
             None => Authority::Own { news: None },
         };
-        let start = Start { authority, body: resolved.body, headers: request.headers, peers: Vec::new(), orphan: orphaned.is_some(), seed_only: false };
+        let start = Start {
+            authority,
+            body: resolved.body,
+            headers: request.headers,
+            peers: Vec::new(),
+            orphan: orphaned.is_some(),
+            seed_only: false,
+        };
         let shared = self.start(spec, content, start, &[]).await?;
         if let (Some(cluster), true) = (&self.cluster, orphaned.is_some()) {
             cluster.route(shared.task, &shared.events);
@@ -499,7 +519,10 @@ impl Inner {
                 generation: entry.generation.to_bytes().to_vec().into(),
                 complete: entry.complete,
                 pieces: entry.pieces,
-                downloading: self.tasks.get((entry.task, entry.generation)).is_some_and(|shared| shared.ended().is_none()),
+                downloading: self
+                    .tasks
+                    .get((entry.task, entry.generation))
+                    .is_some_and(|shared| shared.ended().is_none()),
             })
             .collect()
     }
@@ -550,7 +573,9 @@ impl Inner {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, TaskError> + Send + 'static) -> Result<T, TaskError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::stopping())?
 }
 
@@ -568,4 +593,3 @@ impl OpenRequest {
         }
     }
 }
-

@@ -81,7 +81,7 @@ pub enum LocatorError {
     NotConfigured,
     /// No config-service answered, now or ever before.
     #[error("no config-service gives an answer, and none is remembered")]
-    NoAnswer(#[source] AskError),
+    NoAnswer(#[source] Arc<AskError>),
 }
 
 impl LocatorError {
@@ -107,8 +107,16 @@ struct Inner {
     client: Option<Client>,
     cache: Option<Cache>,
     answer: watch::Sender<Option<NearestAnswer>>,
-    /// One question at a time; when to ask next.
-    next: tokio::sync::Mutex<Option<Instant>>,
+    /// One question at a time.
+    asking: tokio::sync::Mutex<Asking>,
+}
+
+#[derive(Debug, Default)]
+struct Asking {
+    /// When the last answer, or the last failure, is to be followed by another question.
+    next: Option<Instant>,
+    /// The last failure, and when it was known.
+    failed: Option<(Instant, Arc<AskError>)>,
 }
 
 /// After a failure, config-services are left alone for about this time while an old answer will do.
@@ -141,7 +149,7 @@ impl Locator {
             cache.as_ref().and_then(Cache::load)
         };
         let (answer, _) = watch::channel(known);
-        Ok(Self { inner: Arc::new(Inner { config, client, cache, answer, next: tokio::sync::Mutex::new(None) }) })
+        Ok(Self { inner: Arc::new(Inner { config, client, cache, answer, asking: tokio::sync::Mutex::default() }) })
     }
 
     /// The nearest supernodes: the last answer while it is fresh, else what config-service says now, else the last answer.
@@ -153,24 +161,38 @@ impl Locator {
         let Some(client) = inner.client.as_ref().filter(|_| inner.config.supernodes.is_empty()) else {
             return self.current().ok_or(LocatorError::NotConfigured);
         };
-        let mut next = inner.next.lock().await;
+        let called = Instant::now();
+        let mut asking = inner.asking.lock().await;
         let known = self.current();
-        if let (Some(known), Some(at)) = (&known, *next)
+        if let (Some(known), Some(at)) = (&known, asking.next)
             && Instant::now() < at
         {
             return Ok(known.clone());
         }
+        // A question that failed while we waited was ours too; one timeout after the other would help nobody.
+        if let (None, Some((at, error))) = (&known, &asking.failed)
+            && *at > called
+        {
+            return Err(LocatorError::NoAnswer(Arc::clone(error)));
+        }
         match client.nearest(&inner.config.host).await {
             Ok(answer) => {
                 let wait = Duration::from_secs(answer.ttl_s).min(inner.config.refresh).max(REFRESH_MIN);
-                *next = Some(Instant::now() + jittered(wait));
+                asking.next = Some(Instant::now() + jittered(wait));
                 self.learn(&answer).await;
                 Ok(answer)
             }
             Err(error) => {
-                *next = Some(Instant::now() + jittered(RETRY.min(inner.config.refresh)));
+                let now = Instant::now();
+                let error = Arc::new(error);
+                asking.next = Some(now + jittered(RETRY.min(inner.config.refresh)));
+                asking.failed = Some((now, Arc::clone(&error)));
                 let Some(known) = known else { return Err(LocatorError::NoAnswer(error)) };
-                warn!(error = &error as &dyn std::error::Error, cluster = known.cluster, "config-service does not answer, using its last answer");
+                warn!(
+                    error = &*error as &dyn std::error::Error,
+                    cluster = known.cluster,
+                    "config-service does not answer, using its last answer"
+                );
                 Ok(known)
             }
         }
@@ -198,7 +220,7 @@ impl Locator {
                 if let Err(error) = self.nearest().await {
                     warn!(error = &error as &dyn std::error::Error, "no supernodes are known yet");
                 }
-                let at = self.inner.next.lock().await.unwrap_or_else(|| Instant::now() + RETRY);
+                let at = self.inner.asking.lock().await.next.unwrap_or_else(|| Instant::now() + RETRY);
                 tokio::time::sleep_until(at).await;
             }
         };
@@ -223,7 +245,12 @@ impl Locator {
         if !changed {
             return debug!(cluster = answer.cluster, "nearest supernodes confirmed");
         }
-        info!(cluster = answer.cluster, matched_by = answer.matched_by, supernodes = answer.supernodes.len(), "nearest supernodes");
+        info!(
+            cluster = answer.cluster,
+            matched_by = answer.matched_by,
+            supernodes = answer.supernodes.len(),
+            "nearest supernodes"
+        );
         if let Some(cache) = &self.inner.cache {
             cache.save(answer.clone()).await;
         }

@@ -47,6 +47,8 @@ pub struct PeerConfig {
     pub upload_slots: u32,
     /// Data connections to one neighbour at most.
     pub data_connections: usize,
+    /// Pieces of one task asked for at the same time at most.
+    pub pieces_in_flight: u32,
     /// Memory for pieces that have arrived in part.
     pub receive_buffer: ByteSize,
     /// Connections from other hosts at most.
@@ -79,20 +81,6 @@ pub struct RatesConfig {
     pub upload_per_peer: Rate,
 }
 
-/// `[orphan]`: going on when no supernode answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OrphanConfig {
-    /// The origin is read at this rate, over all tasks.
-    pub rate: Rate,
-    /// The origin is read after a random time of at least this …
-    #[serde(with = "duration")]
-    pub delay_min: Duration,
-    /// … and at most this.
-    #[serde(with = "duration")]
-    pub delay_max: Duration,
-}
-
 /// `[tasks]`: opening tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,8 +107,6 @@ pub struct NodeConfig {
     pub store: StoreSection,
     /// `[rates]`
     pub rates: RatesConfig,
-    /// `[orphan]`
-    pub orphan: OrphanConfig,
     /// `[tasks]`
     pub tasks: TasksConfig,
     /// `[source]`
@@ -152,7 +138,8 @@ pub enum NodeError {
 #[must_use]
 pub fn follow(locator: Locator, shutdown: CancellationToken) -> watch::Receiver<Vec<SupernodeEntry>> {
     let mut answers = locator.watch();
-    let entries = |answer: &Option<NearestAnswer>| answer.as_ref().map(|answer| answer.supernodes.clone()).unwrap_or_default();
+    let entries =
+        |answer: &Option<NearestAnswer>| answer.as_ref().map(|answer| answer.supernodes.clone()).unwrap_or_default();
     let (sender, receiver) = watch::channel(entries(&answers.borrow_and_update()));
     tokio::spawn(async move {
         let following = async {
@@ -185,6 +172,7 @@ impl Default for PeerConfig {
             congestion: String::new(),
             upload_slots: UploadConfig::default().slots,
             data_connections: 2,
+            pieces_in_flight: PickerConfig::default().outstanding_max,
             receive_buffer: ByteSize::mib(48),
             max_connections: 4096,
         }
@@ -198,16 +186,6 @@ impl Default for StoreSection {
             capacity: ByteSize::gib(50),
             high_watermark: 0.95,
             low_watermark: 0.85,
-        }
-    }
-}
-
-impl Default for OrphanConfig {
-    fn default() -> Self {
-        Self {
-            rate: Rate::bytes_per_s(10 * 1024 * 1024),
-            delay_min: Duration::from_secs(10),
-            delay_max: Duration::from_secs(30),
         }
     }
 }
@@ -228,8 +206,13 @@ impl Validate for PeerConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.transports.is_empty(), "transports", "name tcp, quic or both");
         problems.check((1..=1024).contains(&self.upload_slots), "upload_slots", "1 to 1024 are allowed");
+        problems.check((1..=1024).contains(&self.pieces_in_flight), "pieces_in_flight", "1 to 1024 are allowed");
         problems.check((1..=16).contains(&self.data_connections), "data_connections", "1 to 16 are allowed");
-        problems.check(self.receive_buffer >= ByteSize::mib(8), "receive_buffer", "at least 8MiB are needed: two of the longest pieces");
+        problems.check(
+            self.receive_buffer >= ByteSize::mib(8),
+            "receive_buffer",
+            "at least 8MiB are needed: two of the longest pieces",
+        );
         problems.check(self.max_connections > 0, "max_connections", "must be above zero");
     }
 }
@@ -238,14 +221,9 @@ impl Validate for StoreSection {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.dir.as_os_str().is_empty(), "dir", "a folder is needed");
         problems.check(self.capacity >= ByteSize::mib(16), "capacity", "at least 16MiB are needed");
-        let in_order = 0.0 < self.low_watermark && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0;
+        let in_order =
+            0.0 < self.low_watermark && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0;
         problems.check(in_order, "high_watermark", "0 < low_watermark <= high_watermark <= 1 must hold");
-    }
-}
-
-impl Validate for OrphanConfig {
-    fn validate(&self, problems: &mut Problems) {
-        problems.check(self.delay_min <= self.delay_max, "delay_min", "must not be longer than delay_max");
     }
 }
 
@@ -305,14 +283,18 @@ impl NodeConfig {
     fn engine(&self) -> EngineConfig {
         EngineConfig {
             seed: self.seed,
-            picker: PickerConfig { starving_after: self.tasks.starving_after, ..PickerConfig::default() },
+            picker: PickerConfig {
+                starving_after: self.tasks.starving_after,
+                outstanding_max: self.peer.pieces_in_flight,
+                ..PickerConfig::default()
+            },
             announce: AnnounceConfig { seed: self.seed, ..AnnounceConfig::default() },
             upload: UploadConfig { slots: self.peer.upload_slots, ..UploadConfig::default() },
             data_connections_per_peer: self.peer.data_connections,
             receive_buffer_bytes: self.peer.receive_buffer.as_usize(),
             upload_rate_per_peer: self.rates.upload_per_peer.limit_bytes_per_s(),
-            orphan_delay: (self.orphan.delay_min, self.orphan.delay_max),
-            orphan_rate: self.orphan.rate.limit_bytes_per_s(),
+            orphan_delay: (self.source.orphan_delay_min, self.source.orphan_delay_max),
+            orphan_rate: self.source.orphan_rate.limit_bytes_per_s(),
             authorization_ttl: self.tasks.authorization_ttl,
             open_timeout: self.tasks.open_timeout,
             guard: self.guard.clone(),

@@ -144,7 +144,8 @@ impl StoreConfig {
     pub fn check(&self) -> Result<(), StoreError> {
         let what = if self.capacity_bytes == 0 {
             "the capacity must be at least 1 byte"
-        } else if !(self.low_watermark > 0.0 && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0) {
+        } else if !(self.low_watermark > 0.0 && self.low_watermark <= self.high_watermark && self.high_watermark <= 1.0)
+        {
             "watermarks must be 0 < low <= high <= 1"
         } else {
             return Ok(());
@@ -388,7 +389,14 @@ fn new_slot(key: Key, layout: PieceLayout, reserved: Reservation, now_unix_ms: u
         created_unix_ms: now_unix_ms,
         reserved,
         live: Mutex::new(Weak::new()),
-        facts: Mutex::new(Facts { layout, have: PieceSet::new(), sealed: None, finished: None, trusted: true, gone: false }),
+        facts: Mutex::new(Facts {
+            layout,
+            have: PieceSet::new(),
+            sealed: None,
+            finished: None,
+            trusted: true,
+            gone: false,
+        }),
         used_unix_ms: AtomicU64::new(now_unix_ms),
         used_saved_unix_ms: AtomicU64::new(now_unix_ms),
         inode: AtomicU64::new(0),

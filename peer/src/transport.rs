@@ -208,19 +208,18 @@ impl Transport {
             return Err(BindError::OutOfRange { field: "versions" });
         }
         let interfaces = addresses::Interfaces::new().map_err(BindError::Interfaces)?;
-        let listeners =
-            config.listen.iter().map(|address| listen::Listener::bind(*address, &config)).collect::<Result<Vec<_>, _>>()?;
+        let listeners = config
+            .listen
+            .iter()
+            .map(|address| listen::Listener::bind(*address, &config))
+            .collect::<Result<Vec<_>, _>>()?;
         let bound: Vec<_> = listeners.iter().map(|listener| listener.bound).collect();
         let told = addresses::advertised(&config.advertise, &bound, &interfaces.current());
         local.addresses = told.iter().map(ToString::to_string).collect();
         local.transports = config.kinds.iter().map(|kind| kind.label().to_owned()).collect();
         let quic = config.kinds.contains(&Kind::Quic).then(|| dial::QuicDialer::new(&config)).transpose()?;
         let shared = Arc::new(Shared {
-            local: handshake::Local {
-                host: local,
-                versions: config.versions.clone(),
-                timeout: config.hello_timeout,
-            },
+            local: handshake::Local { host: local, versions: config.versions.clone(), timeout: config.hello_timeout },
             slots: slots::Slots::new(config.connections_max, config.connections_per_ip_max),
             interfaces,
             quic,
@@ -246,12 +245,7 @@ impl Transport {
         }
         tasks.close();
         let stop = shared.cancel.clone().drop_guard();
-        Self(Arc::new(Inner {
-            shared,
-            accepted: tokio::sync::Mutex::new(accepted),
-            quic_listeners,
-            _stop: stop,
-        }))
+        Self(Arc::new(Inner { shared, accepted: tokio::sync::Mutex::new(accepted), quic_listeners, _stop: stop }))
     }
 
     /// What this host tells others of itself, addresses included.

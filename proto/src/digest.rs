@@ -213,9 +213,7 @@ impl DigestHasher {
             Inner::Sha256(h) => Digest { algorithm: Algorithm::Sha256, bytes: h.finalize().to_vec().into() },
             Inner::Sha512(h) => Digest { algorithm: Algorithm::Sha512, bytes: h.finalize().to_vec().into() },
             Inner::Md5(h) => Digest { algorithm: Algorithm::Md5, bytes: h.finalize().to_vec().into() },
-            Inner::Blake3(h) => {
-                Digest { algorithm: Algorithm::Blake3, bytes: h.finalize().as_bytes().to_vec().into() }
-            }
+            Inner::Blake3(h) => Digest { algorithm: Algorithm::Blake3, bytes: h.finalize().as_bytes().to_vec().into() },
         }
     }
 }

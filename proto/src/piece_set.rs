@@ -115,7 +115,9 @@ impl PieceSet {
         loop {
             let absent = !self.words.get(word).copied().unwrap_or(0) & mask;
             if absent != 0 {
-                return PieceIndex(u32::try_from(word * 64).unwrap_or(u32::MAX).saturating_add(absent.trailing_zeros()));
+                return PieceIndex(
+                    u32::try_from(word * 64).unwrap_or(u32::MAX).saturating_add(absent.trailing_zeros()),
+                );
             }
             word += 1;
             mask = !0;

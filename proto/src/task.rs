@@ -49,8 +49,22 @@ pub struct Validators {
 /// Query parameters of signed URLs and of containerd's mirrors, which never change the content.
 /// Names that end in `*` are prefixes; case does not matter.
 pub const DEFAULT_FILTERED_PARAMS: &[&str] = &[
-    "X-Amz-*", "X-Goog-*", "OSSAccessKeyId", "Expires", "Signature", "SecurityToken", "AccessKeyId", "GoogleAccessId",
-    "x-obs-*", "q-sign-*", "q-ak", "q-key-time", "q-header-list", "q-url-param-list", "q-signature", "ns",
+    "X-Amz-*",
+    "X-Goog-*",
+    "OSSAccessKeyId",
+    "Expires",
+    "Signature",
+    "SecurityToken",
+    "AccessKeyId",
+    "GoogleAccessId",
+    "x-obs-*",
+    "q-sign-*",
+    "q-ak",
+    "q-key-time",
+    "q-header-list",
+    "q-url-param-list",
+    "q-signature",
+    "ns",
 ];
 
 // === impl TaskSpec ===
@@ -90,7 +104,13 @@ impl TaskSpec {
                 let range = self.range.map(|r| r.to_string()).unwrap_or_default();
                 TaskId::derive(
                     "skimmer 2026 task id of a url",
-                    &[content_url(&self.url, &self.filtered_query_params).as_str(), &self.tag, &self.application, &digest, &range],
+                    &[
+                        content_url(&self.url, &self.filtered_query_params).as_str(),
+                        &self.tag,
+                        &self.application,
+                        &digest,
+                        &range,
+                    ],
                 )
             }
         }
@@ -111,7 +131,11 @@ pub fn content_url(url: &Url, filtered: &[String]) -> Url {
             .split('&')
             .filter(|pair| {
                 let name = pair.split('=').next().unwrap_or_default();
-                !DEFAULT_FILTERED_PARAMS.iter().copied().chain(filtered.iter().map(String::as_str)).any(|f| matches(f, name))
+                !DEFAULT_FILTERED_PARAMS
+                    .iter()
+                    .copied()
+                    .chain(filtered.iter().map(String::as_str))
+                    .any(|f| matches(f, name))
             })
             .collect();
         let kept = kept.join("&");

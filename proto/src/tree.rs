@@ -81,11 +81,7 @@ impl PieceHasher {
     /// The hash of everything taken, which must be the whole piece.
     #[must_use]
     pub fn finish(self) -> PieceHash {
-        PieceHash(if self.is_whole {
-            *self.hasher.finalize().as_bytes()
-        } else {
-            self.hasher.finalize_non_root()
-        })
+        PieceHash(if self.is_whole { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() })
     }
 }
 
@@ -121,7 +117,19 @@ mod tests {
     fn the_root_is_the_blake3_of_the_content() {
         let piece = 64 * 1024usize;
         let content: Vec<u8> = (0..piece * 9 + 17).map(|i| (i * 31 % 251) as u8).collect();
-        for len in [0, 1, piece - 1, piece, piece + 1, 2 * piece, 3 * piece, 4 * piece + 5, 5 * piece, 8 * piece, 9 * piece + 17] {
+        for len in [
+            0,
+            1,
+            piece - 1,
+            piece,
+            piece + 1,
+            2 * piece,
+            3 * piece,
+            4 * piece + 5,
+            5 * piece,
+            8 * piece,
+            9 * piece + 17,
+        ] {
             let content = &content[..len];
             let layout = PieceLayout::of_length(Some(len as u64));
             let hashes: Vec<_> = content

@@ -1,8 +1,8 @@
 //! The bodies of the fuzz targets on generated input, and round trips.
 
+use proptest::prelude::*;
 use prost::Message;
 use prost::bytes::BytesMut;
-use proptest::prelude::*;
 use proto::frame::{self, FRAME_LEN_MAX, Frame};
 use proto::wire::{self, frame::Body};
 use proto::{ByteRange, Digest, HostId, PieceHash, PieceIndex, PieceSet, TaskSpec};
@@ -60,9 +60,11 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<u64>().prop_map(|nonce| Body::Ping(wire::Ping { nonce })),
         "[ -~]{0,3000}".prop_map(|reason| Body::Goodbye(wire::Goodbye { reason })),
         proptest::collection::vec(any::<u64>(), 0..300).prop_map(|ids| Body::Cancel(wire::Cancel { ids })),
-        (any::<u64>(), id(), id(), any::<u32>(), any::<u32>()).prop_map(|(id, task_id, generation, piece, expires_ms)| {
-            Body::Request(wire::Request { id, task_id, generation, piece, expires_ms })
-        }),
+        (any::<u64>(), id(), id(), any::<u32>(), any::<u32>()).prop_map(
+            |(id, task_id, generation, piece, expires_ms)| {
+                Body::Request(wire::Request { id, task_id, generation, piece, expires_ms })
+            }
+        ),
     ];
     proptest::option::of(body).prop_map(|body| Frame { body })
 }

@@ -82,7 +82,8 @@ fn tags(mut bytes: &[u8]) -> Vec<u64> {
 fn messages(schema: &str) -> BTreeMap<String, BTreeSet<u64>> {
     let mut messages: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     let mut open: Vec<(&str, &str)> = Vec::new();
-    let code: String = schema.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join(" ");
+    let code: String =
+        schema.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join(" ");
     for statement in code.split_inclusive(['{', '}', ';']) {
         let (text, end) = statement.split_at(statement.len() - 1);
         let words: Vec<&str> = text.split_whitespace().collect();

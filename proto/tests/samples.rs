@@ -101,7 +101,10 @@ fn discard() -> Discard {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Sample> {
-    [common(), peer(), frames(), daemon_to_supernode(), supernode_to_daemon(), news(), download()].into_iter().flatten().collect()
+    [common(), peer(), frames(), daemon_to_supernode(), supernode_to_daemon(), news(), download()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn common() -> Vec<Sample> {

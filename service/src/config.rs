@@ -40,7 +40,8 @@ pub trait Config: Default + Serialize + DeserializeOwned + Validate + Send + 'st
     /// What `--print-default-config` prints: TOML that loads again, if possible with comments.
     #[must_use]
     fn default_toml() -> String {
-        toml::to_string_pretty(&Self::default()).unwrap_or_else(|error| format!("# the defaults cannot be shown: {error}\n"))
+        toml::to_string_pretty(&Self::default())
+            .unwrap_or_else(|error| format!("# the defaults cannot be shown: {error}\n"))
     }
 
     /// How to log.
@@ -146,7 +147,11 @@ struct Outcome<T> {
 
 /// Serde stops at the first error. So whatever cannot be read is noted and taken out, and the reading starts again: what
 /// is missing is then filled by its default, or by a stand-in that fits any type, until nothing is left to complain about.
-fn repair_and_read<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Problem>, broken_syntax: bool) -> Outcome<T> {
+fn repair_and_read<T: DeserializeOwned>(
+    root: &mut Node,
+    problems: &mut Vec<Problem>,
+    broken_syntax: bool,
+) -> Outcome<T> {
     let mut indexes_hold = true;
     for _ in 0..PROBLEMS_MAX {
         let mut unknown = Vec::new();
@@ -166,7 +171,8 @@ fn repair_and_read<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Prob
         let within_stand_in = tree::passes_stand_in(root, &at);
         if failure.missing && !within_stand_in {
             if !known && !broken_syntax {
-                let place = tree::get(root, &at[..at.len() - 1]).map_or_else(|| root.place.clone(), |node| node.place.clone());
+                let place =
+                    tree::get(root, &at[..at.len() - 1]).map_or_else(|| root.place.clone(), |node| node.place.clone());
                 problems.push(Problem { place, path, message: "is required and missing".to_owned() });
             }
             tree::insert(root, &at, Node { place: Place::Default, value: Value::StandIn });

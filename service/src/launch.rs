@@ -18,8 +18,10 @@ use crate::{log, runtime, shutdown, tls};
 
 /// Flags every long-running binary has; `#[command(flatten)]` it into the binary's own.
 #[derive(Clone, Debug, Default, clap::Args)]
+// clap names groups after structs; the binary's own is likely to be `Args` as well.
+#[group(id = "service")]
 pub struct Args {
-    /// Configuration file (TOML); by default /etc/skimmer/<binary>.toml if there is one
+    /// Configuration file (TOML); by default /etc/skimmer/NAME-OF-BINARY.toml if there is one
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Check the configuration, list every problem, and exit: 0 = good, 2 = not
@@ -113,12 +115,13 @@ where
     };
     let config: T = config::load(path.as_deref(), &config::env_prefix(T::BINARY))?;
     if args.check_config {
-        let from = path.as_deref().map_or_else(|| "the default configuration".to_owned(), |path| path.display().to_string());
+        let from =
+            path.as_deref().map_or_else(|| "the default configuration".to_owned(), |path| path.display().to_string());
         let _ = writeln!(std::io::stdout(), "{from}: no problems");
         return Ok(());
     }
     log::init(config.log()).map_err(anyhow::Error::from)?;
-    let from = path.as_deref().unwrap_or(Path::new("defaults")).display();
+    let from = path.as_deref().unwrap_or_else(|| Path::new("defaults")).display();
     info!(binary = T::BINARY, version = env!("CARGO_PKG_VERSION"), config = %from, "starting");
     let drain_timeout = config.runtime().drain_timeout;
     let runtime = runtime::build(config.runtime()).context("cannot start the runtime")?;

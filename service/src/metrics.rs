@@ -82,7 +82,12 @@ impl Collector for Process {
         gauge("process_max_fds", "File descriptors it may open", None, max_fds())?;
         if let Some(seconds) = cpu_seconds() {
             let counter = ConstCounter::new(seconds);
-            counter.encode(encoder.encode_descriptor("process_cpu", "Processor time used", Some(&Unit::Seconds), counter.metric_type())?)?;
+            counter.encode(encoder.encode_descriptor(
+                "process_cpu",
+                "Processor time used",
+                Some(&Unit::Seconds),
+                counter.metric_type(),
+            )?)?;
         }
         Ok(())
     }

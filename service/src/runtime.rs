@@ -53,7 +53,11 @@ impl RuntimeConfig {
 
 impl Validate for RuntimeConfig {
     fn validate(&self, problems: &mut Problems) {
-        problems.check(self.worker_threads <= WORKERS_MAX, "worker_threads", format!("at most {WORKERS_MAX} are allowed, 0 = automatic"));
+        problems.check(
+            self.worker_threads <= WORKERS_MAX,
+            "worker_threads",
+            format!("at most {WORKERS_MAX} are allowed, 0 = automatic"),
+        );
         problems.check(
             (1..=BLOCKING_MAX).contains(&self.blocking_threads),
             "blocking_threads",

@@ -1,5 +1,7 @@
 //! The accept loop, seen from outside.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +14,8 @@ use proto::Kind;
 use proto::api::ApiError;
 use service::config::ByteSize;
 use service::http::{
-    ApiFailure, BodyLimits, HttpLimits, HttpMetrics, ListenAddr, Listener, Peer, Readiness, Routes, Server, json, service, standard,
+    ApiFailure, BodyLimits, HttpLimits, HttpMetrics, ListenAddr, Listener, Peer, Readiness, Routes, Server, json,
+    service, standard,
 };
 use service::metrics::Metrics;
 use service::tls::{ServerCertificate, TlsConfig};
@@ -56,7 +59,9 @@ fn routes() -> Routes {
             json(StatusCode::OK, &"never")
         })
         .on(&Method::GET, "/api/big", |_| async { json(StatusCode::OK, &"x".repeat(64 << 20)) })
-        .on(&Method::GET, "/api/full", |_| async { Err::<service::http::Response, _>(ApiFailure::new(Kind::NoSpace, "no room")) })
+        .on(&Method::GET, "/api/full", |_| async {
+            Err::<service::http::Response, _>(ApiFailure::new(Kind::NoSpace, "no room"))
+        })
 }
 
 fn start(limits: HttpLimits, drain: Duration, tls: Option<Arc<rustls::ServerConfig>>) -> Running {
@@ -184,7 +189,9 @@ async fn slow_and_garbage_headers() {
     let _ = stream.read_to_end(&mut answer).await;
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"));
     assert_eq!(ask(server.address, "GET", "/healthz", "", "").await.0, 200, "others are served");
-    assert!(server.metrics.encode().contains("skimmer_http_refused_total{listener=\"test\",reason=\"header_timeout\"} 5"));
+    assert!(
+        server.metrics.encode().contains("skimmer_http_refused_total{listener=\"test\",reason=\"header_timeout\"} 5")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,7 +270,8 @@ async fn http2_with_prior_knowledge() {
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);
     for _ in 0..3 {
-        let request = http::Request::post(format!("http://{}/api/echo", server.address)).header("content-type", "application/json");
+        let request = http::Request::post(format!("http://{}/api/echo", server.address))
+            .header("content-type", "application/json");
         let response = sender.send_request(request.body(Full::new(Bytes::from_static(b"[1]"))).unwrap()).await.unwrap();
         assert_eq!(response.status(), 200);
         assert_eq!(response.collect().await.unwrap().to_bytes(), "[1]");
@@ -305,7 +313,10 @@ async fn tls_and_a_new_certificate() {
     }
     std::fs::write(&config.key, "nonsense").unwrap();
     assert!(certificate.reload().is_err());
-    assert!(!raw(server.address, "GET /healthz HTTP/1.1\r\n\r\n").await.contains("HTTP"), "no plain text on a tls port");
+    assert!(
+        !raw(server.address, "GET /healthz HTTP/1.1\r\n\r\n").await.contains("HTTP"),
+        "no plain text on a tls port"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

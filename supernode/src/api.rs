@@ -23,7 +23,8 @@ pub struct Api {
 /// # Errors
 /// When the address cannot be listened on.
 pub fn server(config: &HttpConfig, metrics: &Metrics, manager: &Manager) -> anyhow::Result<Api> {
-    let listener = Listener::bind(&config.listen).with_context(|| format!("cannot listen on {} ([http] listen)", config.listen))?;
+    let listener = Listener::bind(&config.listen)
+        .with_context(|| format!("cannot listen on {} ([http] listen)", config.listen))?;
     let server = Server::new(listener, config.limits.clone()).with_metrics(&HttpMetrics::new(metrics), "http");
     Ok(Api { server, routes: routes(manager), metrics: metrics.clone() })
 }

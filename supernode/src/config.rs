@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peer::node::{HostConfig, OrphanConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::node::{HostConfig, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Guard, SourceConfig};
 use proto::api::SupernodeEntry;
 use serde::{Deserialize, Serialize};
-use service::config::{ByteSize, Config, Problems, Rate, Validate, duration};
+use service::config::{ByteSize, Config, Problems, Validate, duration};
 use service::http::{HttpLimits, ListenAddr};
 use service::log::LogConfig;
 use service::runtime::RuntimeConfig;
@@ -195,11 +195,7 @@ impl Validate for ClusterConfig {
         );
         let endpoint = &self.advertise_endpoint;
         let is_endpoint = |text: &str| Url::parse(text).is_ok_and(|url| url.scheme() == "http" && url.port().is_some());
-        problems.check(
-            endpoint.is_empty() || is_endpoint(endpoint),
-            "advertise_endpoint",
-            "expected http://host:port",
-        );
+        problems.check(endpoint.is_empty() || is_endpoint(endpoint), "advertise_endpoint", "expected http://host:port");
         problems.each("supernodes", &self.supernodes, |entry, problems| {
             problems.check(!entry.id.is_empty(), "id", "must not be empty");
             problems.check(is_endpoint(&entry.endpoint), "endpoint", "expected http://host:port");
@@ -227,10 +223,4 @@ impl Config for SupernodeConfig {
     fn runtime(&self) -> &RuntimeConfig {
         &self.runtime
     }
-}
-
-/// Orphan rules do not apply to a seed: it is the one who may read origins.
-#[must_use]
-pub(crate) fn no_orphan() -> OrphanConfig {
-    OrphanConfig { rate: Rate::UNLIMITED, delay_min: Duration::ZERO, delay_max: Duration::ZERO }
 }

@@ -39,7 +39,10 @@ type FromSupernodeStream = Pin<Box<dyn Stream<Item = Result<wire::FromSupernode,
 impl Cluster for Service {
     type SessionStream = FromSupernodeStream;
 
-    async fn session(&self, request: Request<Streaming<wire::FromDaemon>>) -> Result<Response<FromSupernodeStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<wire::FromDaemon>>,
+    ) -> Result<Response<FromSupernodeStream>, Status> {
         let mut said = request.into_inner();
         let first = tokio::time::timeout(HELLO_TIMEOUT, said.message())
             .await
@@ -78,7 +81,10 @@ impl Cluster for Service {
         Ok(Response::new(Box::pin(stream)))
     }
 
-    async fn replicate(&self, request: Request<Streaming<wire::TaskNews>>) -> Result<Response<wire::ReplicateDone>, Status> {
+    async fn replicate(
+        &self,
+        request: Request<Streaming<wire::TaskNews>>,
+    ) -> Result<Response<wire::ReplicateDone>, Status> {
         let mut news = request.into_inner();
         loop {
             let item = tokio::select! {
@@ -102,7 +108,10 @@ struct Guarded {
 impl Stream for Guarded {
     type Item = Result<wire::FromSupernode, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
         Pin::new(&mut self.stream).poll_next(context).map(|item| item.map(Ok))
     }
 }
@@ -111,8 +120,13 @@ impl Stream for Guarded {
 ///
 /// # Errors
 /// When the listener breaks.
-pub async fn serve(listener: TcpListener, manager: Manager, cancel: CancellationToken) -> Result<(), tonic::transport::Error> {
-    let service = ClusterServer::new(Service { manager, cancel: cancel.clone() }).max_decoding_message_size(MESSAGE_MAX);
+pub async fn serve(
+    listener: TcpListener,
+    manager: Manager,
+    cancel: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let service =
+        ClusterServer::new(Service { manager, cancel: cancel.clone() }).max_decoding_message_size(MESSAGE_MAX);
     tonic::transport::Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))

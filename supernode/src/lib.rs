@@ -52,7 +52,8 @@ pub async fn run(config: SupernodeConfig, context: service::Context<SupernodeCon
 
     let known = known::KnownHosts::open(&config.store.dir);
     let (news, _) = broadcast::channel(replicate::NEWS_MAX);
-    let scheduler = config.scheduler.with_seed(u64::from_le_bytes(id.to_bytes()[..8].try_into().expect("8 of 16 bytes")));
+    let scheduler =
+        config.scheduler.with_seed(u64::from_le_bytes(id.to_bytes()[..8].try_into().expect("8 of 16 bytes")));
     let manager = Manager::start(scheduler, known.expected(), engine.clone(), news.clone(), shutdown.clone());
     tokio::spawn(known.keep(manager.clone(), shutdown.clone()));
 
@@ -73,7 +74,6 @@ fn node(config: &SupernodeConfig) -> NodeConfig {
         peer: config.peer.clone(),
         store: config.store.clone(),
         rates: config.rates,
-        orphan: config::no_orphan(),
         tasks: config.tasks,
         source: config.source.clone(),
         guard: config.guard.clone(),
@@ -112,8 +112,9 @@ fn siblings(
     if cluster.config_services.is_empty() {
         return Ok(watch::channel(cluster.supernodes.clone()).1);
     }
-    let locator = Locator::new(LocatorConfig { endpoints: cluster.config_services.clone(), ..LocatorConfig::default() })
-        .context("cannot register at config-service")?;
+    let locator =
+        Locator::new(LocatorConfig { endpoints: cluster.config_services.clone(), ..LocatorConfig::default() })
+            .context("cannot register at config-service")?;
     let registration = locator.register(cluster.name.clone(), own.clone());
     let siblings = registration.siblings();
     tokio::spawn(registration.run(shutdown.clone()));

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use self::tasks::TaskEntry;
 pub use self::tasks::Sibling;
+use self::tasks::TaskEntry;
 
 /// Inventory items taken of one host at most.
 const INVENTORY_MAX: usize = 100_000;
@@ -188,7 +188,11 @@ impl Manager {
     ///
     /// # Errors
     /// When the hello is invalid, speaks no common version, or there is no room.
-    pub fn join(&self, hello: wire::SessionHello, say: mpsc::Sender<wire::FromSupernode>) -> Result<Session, SessionRefused> {
+    pub fn join(
+        &self,
+        hello: wire::SessionHello,
+        say: mpsc::Sender<wire::FromSupernode>,
+    ) -> Result<Session, SessionRefused> {
         let info = hello.host.ok_or(SessionRefused::Invalid("host is missing"))?;
         let host = info.id().map_err(|_| SessionRefused::Invalid("host_id"))?;
         if hello.version_min > proto::PROTOCOL_VERSION || hello.version_max < proto::PROTOCOL_VERSION_MIN {
@@ -248,7 +252,8 @@ impl Manager {
                 addresses: host.info.addresses.clone(),
                 idc: host.info.idc.clone(),
                 location: host.info.location.clone(),
-                tasks: u32::try_from(state.tasks.values().filter(|task| task.opened.contains_key(id)).count()).unwrap_or(u32::MAX),
+                tasks: u32::try_from(state.tasks.values().filter(|task| task.opened.contains_key(id)).count())
+                    .unwrap_or(u32::MAX),
                 seed: host.info.seed,
                 bad_pieces: host.bad_pieces,
             })

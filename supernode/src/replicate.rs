@@ -66,7 +66,10 @@ async fn keep_telling(endpoint: String, news: broadcast::Sender<wire::TaskNews>,
     }
 }
 
-async fn tell(endpoint: &str, news: &broadcast::Sender<wire::TaskNews>) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+async fn tell(
+    endpoint: &str,
+    news: &broadcast::Sender<wire::TaskNews>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let channel = Endpoint::from_shared(endpoint.to_owned())?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)

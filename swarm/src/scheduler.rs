@@ -428,7 +428,9 @@ impl Scheduler {
             SchedulerEvent::NeedPeers { host, task, generation, wanted, unreachable } => {
                 self.need_peers(host, task, generation, wanted, &unreachable);
             }
-            SchedulerEvent::BadPiece { reporter, task, generation: _, piece: _, from } => self.bad_piece(reporter, task, from),
+            SchedulerEvent::BadPiece { reporter, task, generation: _, piece: _, from } => {
+                self.bad_piece(reporter, task, from)
+            }
             SchedulerEvent::SeedOpened { task, generation, complete, pieces } => {
                 self.seed_opened(now, task, generation, complete, pieces, actions);
             }
@@ -463,7 +465,14 @@ impl Scheduler {
         }
     }
 
-    fn inventory(&mut self, now: Time, host: HostId, items: &[InventoryItem], last: bool, actions: &mut Vec<SchedulerAction>) {
+    fn inventory(
+        &mut self,
+        now: Time,
+        host: HostId,
+        items: &[InventoryItem],
+        last: bool,
+        actions: &mut Vec<SchedulerAction>,
+    ) {
         for item in items {
             self.note(now, host, item);
             self.tell_seed_holders(item.task, actions);
@@ -689,7 +698,9 @@ impl Scheduler {
                 return Err("a waiting task is not in the queue");
             }
             for (host, member) in task.graph.iter() {
-                if self.blame.excluded().contains(&host) && member.neighbours.len() > self.config.neighbours_max as usize {
+                if self.blame.excluded().contains(&host)
+                    && member.neighbours.len() > self.config.neighbours_max as usize
+                {
                     return Err("an excluded host was given away");
                 }
             }
@@ -700,7 +711,8 @@ impl Scheduler {
             }
         }
         let done = self.hosts.values().filter(|h| h.inventory_done).count();
-        match (done == self.inventories_done as usize, self.hosts.values().all(|h| h.tasks.len() <= TASKS_PER_HOST_MAX)) {
+        match (done == self.inventories_done as usize, self.hosts.values().all(|h| h.tasks.len() <= TASKS_PER_HOST_MAX))
+        {
             (false, _) => Err("the number of inventories is wrong"),
             (_, false) => Err("a host told of too many tasks"),
             _ => Ok(()),

@@ -344,7 +344,10 @@ impl Uploader {
                 "a neighbour's queue is empty or over its limit",
             ),
             (bytes == self.waiting_bytes && count == self.deadlines.len(), "the queue's sums are wrong"),
-            (self.active.values().map(|a| u64::from(a.bytes)).sum::<u64>() == self.active_bytes, "the bytes being sent are wrong"),
+            (
+                self.active.values().map(|a| u64::from(a.bytes)).sum::<u64>() == self.active_bytes,
+                "the bytes being sent are wrong",
+            ),
             (
                 self.turns.len() == self.waiting.len() && self.turns.iter().all(|p| self.waiting.contains_key(p)),
                 "the turns do not name each waiting neighbour once",

@@ -90,8 +90,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         println!(
             "{} of {} hosts finished; limit {:.2} s; median {:.3}, p99 {:.3}, last {:.3} times the limit; origin {:.2}, seed {:.2} copies; duplicates {:.2} %; took {:.1} s, {} MB",
-            report.finished, report.hosts, report.limit_s, report.p50_over_limit, report.p99_over_limit, report.last_over_limit,
-            report.origin_copies, report.seed_copies, report.duplicate_ratio * 100.0, report.wall_s, report.rss_mb,
+            report.finished,
+            report.hosts,
+            report.limit_s,
+            report.p50_over_limit,
+            report.p99_over_limit,
+            report.last_over_limit,
+            report.origin_copies,
+            report.seed_copies,
+            report.duplicate_ratio * 100.0,
+            report.wall_s,
+            report.rss_mb,
         );
     }
     Ok(())

@@ -76,13 +76,29 @@ impl World {
         let scheduler = SchedulerConfig {
             neighbours: if direct { 0 } else { config.neighbours },
             neighbours_max: if direct { 1 } else { (config.neighbours * 2).max(2) },
-            seed_neighbours_max: if direct { u32::MAX } else { SchedulerConfig::default().seed_neighbours_max.max(config.neighbours) },
+            seed_neighbours_max: if direct {
+                u32::MAX
+            } else {
+                SchedulerConfig::default().seed_neighbours_max.max(config.neighbours)
+            },
             seed: config.seed,
             ..SchedulerConfig::default()
         };
         let supernode = Supernode::new(scheduler, config.origin_rate_bytes_per_s);
         let rng = SmallRng::seed_from_u64(config.seed);
-        Self { shared, net, hosts, supernode, script: BTreeMap::new(), scripted: 0, rng, tally: Tally::default(), done: Vec::new(), timeline_sent: 0.0, config }
+        Self {
+            shared,
+            net,
+            hosts,
+            supernode,
+            script: BTreeMap::new(),
+            scripted: 0,
+            rng,
+            tally: Tally::default(),
+            done: Vec::new(),
+            timeline_sent: 0.0,
+            config,
+        }
     }
 
     fn at(&mut self, at_us: u64, what: Script) {
@@ -136,7 +152,16 @@ impl World {
             self.play_script();
             self.net.arrive(&mut arrived);
             for envelope in arrived.drain(..) {
-                deliver(&self.shared, &mut self.net, &mut self.hosts, &mut self.supernode, &mut self.tally, envelope.from, envelope.to, envelope.body);
+                deliver(
+                    &self.shared,
+                    &mut self.net,
+                    &mut self.hosts,
+                    &mut self.supernode,
+                    &mut self.tally,
+                    envelope.from,
+                    envelope.to,
+                    envelope.body,
+                );
             }
             while let Some(host) = self.net.next_wake() {
                 if host == SEED && self.supernode.up {
@@ -188,11 +213,20 @@ impl World {
             (0..self.shared.pieces).map(|p| hosts.iter().filter(|h| h.store.contains(PieceIndex(p))).count()).collect();
         copies.sort_unstable();
         let out = copies.iter().filter(|c| **c > 0).count();
-        let copies = [0, copies.len() / 10, copies.len() / 2, copies.len().saturating_sub(1)].map(|at| copies.get(at).copied().unwrap_or(0));
+        let copies = [0, copies.len() / 10, copies.len() / 2, copies.len().saturating_sub(1)]
+            .map(|at| copies.get(at).copied().unwrap_or(0));
         eprintln!(
             "{:?} out {} uplinks {:.2} idle {:.2} waiting {:.1} asked {:.1} pieces {:.0} full {full}; seed has {} waiting {} active {}; copies {copies:?}",
-            self.net.now(), out, used, f64::from(idle) / count, waiting as f64 / count, f64::from(asked) / count,
-            f64::from(pieces) / count, seed.store.len(), seed.uploader.waiting(), seed.uploader.active(),
+            self.net.now(),
+            out,
+            used,
+            f64::from(idle) / count,
+            waiting as f64 / count,
+            f64::from(asked) / count,
+            f64::from(pieces) / count,
+            seed.store.len(),
+            seed.uploader.waiting(),
+            seed.uploader.active(),
         );
     }
 
@@ -361,10 +395,22 @@ fn deliver(
 fn make_host(at: usize, config: &SimConfig, shared: &Shared, direct: bool) -> Host {
     // The low bits of the ids are alike from host to host; what the seeds need is that they differ.
     let seed = (id_of(at).bits() >> 32) as u64 ^ config.seed.wrapping_mul(0x9e37_79b9);
-    let picker = (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
-    let announce = AnnounceConfig { coalesce: Duration::from_millis(std::env::var("COAL").ok().and_then(|v| v.parse().ok()).unwrap_or(40)), seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
+    let picker =
+        (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
+    let announce = AnnounceConfig {
+        coalesce: Duration::from_millis(std::env::var("COAL").ok().and_then(|v| v.parse().ok()).unwrap_or(40)),
+        seed: at == SEED && !direct,
+        seed_bits: seed,
+        ..AnnounceConfig::default()
+    };
     let mut upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
     let tune = |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-    if at != SEED { upload.queue_max = tune("QMAX", 256); upload.slots = tune("SLOTS", 16); upload.queue_per_peer_max = tune("QPP", 16);} else { upload.slots = tune("SSLOTS", 32); }
+    if at != SEED {
+        upload.queue_max = tune("QMAX", 256);
+        upload.slots = tune("SLOTS", 16);
+        upload.queue_per_peer_max = tune("QPP", 16);
+    } else {
+        upload.slots = tune("SSLOTS", 32);
+    }
     Host::new(at, shared, picker, announce, upload)
 }

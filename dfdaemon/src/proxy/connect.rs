@@ -98,7 +98,13 @@ impl Server {
     /// Ends the client's TLS with a certificate of our own, and serves what is inside.
     ///
     /// A boxed future of a named type: requests inside of the connection end up in the same functions again.
-    fn intercept(self, upgrade: OnUpgrade, host: String, port: u16, via: Via) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    fn intercept(
+        self,
+        upgrade: OnUpgrade,
+        host: String,
+        port: u16,
+        via: Via,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move { self.intercept_inner(upgrade, host, port, via).await })
     }
 
@@ -130,7 +136,8 @@ impl Server {
         authority: &Authority,
         host: &str,
         port: u16,
-    ) -> Result<(tokio_rustls::server::TlsStream<TokioIo<Upgraded>>, String), Arc<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<(tokio_rustls::server::TlsStream<TokioIo<Upgraded>>, String), Arc<dyn std::error::Error + Send + Sync>>
+    {
         let told = |error: std::io::Error| -> Arc<dyn std::error::Error + Send + Sync> { Arc::new(error) };
         let start = LazyConfigAcceptor::new(Acceptor::default(), TokioIo::new(client)).await.map_err(told)?;
         // A client may connect to an address and ask for a name; a name we may not read is not ours to certify.
@@ -138,7 +145,10 @@ impl Server {
             Some(name) if self.is_intercepted(name, port) => name.to_owned(),
             _ => host.to_owned(),
         };
-        let config = authority.server_config(&name).await.map_err(|error| -> Arc<dyn std::error::Error + Send + Sync> { error })?;
+        let config = authority
+            .server_config(&name)
+            .await
+            .map_err(|error| -> Arc<dyn std::error::Error + Send + Sync> { error })?;
         let stream = start.into_stream(config).await.map_err(told)?;
         Ok((stream, name))
     }

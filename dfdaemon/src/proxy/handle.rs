@@ -155,8 +155,7 @@ impl Server {
     /// Serves a task, or goes directly when the P2P side cannot serve at all.
     async fn p2p(&self, request: Request<Incoming>, p2p: P2p) -> Response<Body> {
         let port = p2p.spec.url.port_or_known_default().unwrap_or_default();
-        if let Err(error) =
-            self.0.passthrough.dialer().check_literal(p2p.spec.url.host_str().unwrap_or_default(), port)
+        if let Err(error) = self.0.passthrough.dialer().check_literal(p2p.spec.url.host_str().unwrap_or_default(), port)
         {
             self.0.metrics.count(p2p.way, Outcome::Refused);
             return answers::problem(error.http_status(), error.kind(), &error.to_string(), p2p.style);

@@ -121,6 +121,11 @@ impl TaskStream {
         self.left
     }
 
+    /// No byte of it is wanted (HEAD).
+    pub(super) fn unread(mut self) {
+        self.ended.count(Outcome::Ok);
+    }
+
     pub(super) fn boxed(self) -> Body {
         self.boxed_unsync()
     }
@@ -209,9 +214,9 @@ impl Ended {
     }
 }
 
-/// A client that went away, or an answer to HEAD.
+/// A client that went away.
 impl Drop for Ended {
     fn drop(&mut self) {
-        self.count(Outcome::Ok);
+        self.count(Outcome::Abandoned);
     }
 }

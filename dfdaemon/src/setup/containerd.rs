@@ -26,7 +26,8 @@ pub(super) fn plan(options: &Options, plan: &mut Plan) -> Result<(), SetupError>
     };
     let hosts: Vec<(String, std::net::SocketAddr)> = if options.registries.is_empty() {
         for other in existing(&options.root, &folder) {
-            plan.notes.push(format!("{other} has a folder of its own in {}: name it with --registry", folder.display()));
+            plan.notes
+                .push(format!("{other} has a folder of its own in {}: name it with --registry", folder.display()));
         }
         vec![("_default".into(), options.proxy_addr)]
     } else {
@@ -59,9 +60,9 @@ fn config_path(options: &Options) -> Result<Option<PathBuf>, SetupError> {
         .parse()
         .map_err(|error: toml::de::Error| SetupError::Content { path: path.into(), why: error.message().to_owned() })?;
     // Configuration versions 2 and 3.
-    let found = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"].iter().find_map(|plugin| {
-        config.get("plugins")?.get(plugin)?.get("registry")?.get("config_path")?.as_str()
-    });
+    let found = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"]
+        .iter()
+        .find_map(|plugin| config.get("plugins")?.get(plugin)?.get("registry")?.get("config_path")?.as_str());
     Ok(found.and_then(|list| list.split(':').find(|folder| !folder.is_empty())).map(PathBuf::from))
 }
 

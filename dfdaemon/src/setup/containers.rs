@@ -45,8 +45,9 @@ pub(super) fn plan(options: &Options, plan: &mut Plan) -> Result<(), SetupError>
     let mut registries = Vec::new();
     let mut previous: Vec<Value> = Vec::new();
     for (path, text) in &sources {
-        let table: Table =
-            text.parse().map_err(|e: toml::de::Error| SetupError::Content { path: path.clone(), why: e.message().into() })?;
+        let table: Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| SetupError::Content { path: path.clone(), why: e.message().into() })?;
         if table.contains_key("registries") {
             let why = "it is in the old format (version 1), which cannot be combined with a drop-in".into();
             return Err(SetupError::Content { path: path.clone(), why });

@@ -100,9 +100,9 @@ fn is_mirror(value: &Value, url: &str) -> bool {
 
 /// `http://IP:PORT` or `IP:PORT`, the only forms we write.
 fn is_address(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| {
-        text.strip_prefix("http://").unwrap_or(text).parse::<std::net::SocketAddr>().is_ok()
-    })
+    value
+        .as_str()
+        .is_some_and(|text| text.strip_prefix("http://").unwrap_or(text).parse::<std::net::SocketAddr>().is_ok())
 }
 
 fn parse(text: &str) -> Result<Map<String, Value>, String> {

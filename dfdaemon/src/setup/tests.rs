@@ -77,14 +77,20 @@ fn containerd_from_nothing() {
 fn containerd_beside_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    put(root, "/etc/containerd/config.toml", "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/opt/certs:/x\"\n");
-    let original = "server = \"https://r.corp\"\nca = \"/x.crt\" # mine\n\n[host.\"https://other\"]\n  skip_verify = true";
+    put(
+        root,
+        "/etc/containerd/config.toml",
+        "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/opt/certs:/x\"\n",
+    );
+    let original =
+        "server = \"https://r.corp\"\nca = \"/x.crt\" # mine\n\n[host.\"https://other\"]\n  skip_verify = true";
     put(root, "/opt/certs/r.corp/hosts.toml", original);
     put(root, "/opt/certs/plain.corp/ca.crt", "c");
     put(root, "/opt/certs/plain.corp/me.cert", "c");
     put(root, "/opt/certs/plain.corp/me.key", "k");
     put(root, "/opt/certs/port.corp_5000_/x.crt", "c");
-    let options = options(Runtime::Containerd, root, &["r.corp", "plain.corp", "port.corp:5000", "new.corp=127.0.0.1:7"]);
+    let options =
+        options(Runtime::Containerd, root, &["r.corp", "plain.corp", "port.corp:5000", "new.corp=127.0.0.1:7"]);
     there_and_back(&options);
     let plan = options.plan().unwrap();
     assert!(plan.notes.is_empty(), "{:?}", plan.notes);
@@ -124,7 +130,8 @@ fn docker_keeps_the_rest() {
     there_and_back(&options);
     let original = "{\n    \"storage-driver\": \"overlay2\",\n    \"registry-mirrors\": [\n        \"https://m\"\n    ],\n    \"a\": 1\n}\n";
     put(root, "/etc/docker/daemon.json", original);
-    std::fs::set_permissions(below(root, Path::new("/etc/docker/daemon.json")), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(below(root, Path::new("/etc/docker/daemon.json")), std::fs::Permissions::from_mode(0o600))
+        .unwrap();
     there_and_back(&options);
     options.plan().unwrap().apply().unwrap();
     let text = get(root, "/etc/docker/daemon.json");
@@ -152,7 +159,10 @@ fn docker_with_the_proxy() {
     there_and_back(&options);
     options.plan().unwrap().apply().unwrap();
     assert_eq!(get(&root, "/etc/docker/certs.d/quay.io/skimmer-ca.crt"), "CERT");
-    assert!(get(&root, "/etc/systemd/system/docker.service.d/50-skimmer-proxy.conf").contains("HTTPS_PROXY=http://127.0.0.1:65001"));
+    assert!(
+        get(&root, "/etc/systemd/system/docker.service.d/50-skimmer-proxy.conf")
+            .contains("HTTPS_PROXY=http://127.0.0.1:65001")
+    );
 }
 
 #[test]

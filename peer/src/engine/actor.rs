@@ -15,9 +15,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use proto::wire::frame::Body;
 use proto::{HostId, PieceIndex, PieceSet, wire};
-use swarm::{
-    AnnounceAction, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent,
-};
+use swarm::{AnnounceAction, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -46,21 +44,45 @@ const LINGER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) enum Event {
     // --- neighbours ---
-    LinkUp { link: Arc<Link> },
-    LinkFailed { peer: HostId },
-    LinkDown { peer: HostId },
-    Subscribed { link: Arc<Link> },
-    Unsubscribed { peer: HostId },
-    Have { peer: HostId, have: wire::Have },
-    Ended { peer: HostId, piece: PieceIndex, outcome: Outcome },
-    Uploaded { peer: HostId, piece: PieceIndex },
+    LinkUp {
+        link: Arc<Link>,
+    },
+    LinkFailed {
+        peer: HostId,
+    },
+    LinkDown {
+        peer: HostId,
+    },
+    Subscribed {
+        link: Arc<Link>,
+    },
+    Unsubscribed {
+        peer: HostId,
+    },
+    Have {
+        peer: HostId,
+        have: wire::Have,
+    },
+    Ended {
+        peer: HostId,
+        piece: PieceIndex,
+        outcome: Outcome,
+    },
+    Uploaded {
+        peer: HostId,
+        piece: PieceIndex,
+    },
     // --- the authority that vouches for metadata and hashes ---
     Cluster(ClusterEvent),
-    Peers { peers: Vec<wire::HostInfo> },
+    Peers {
+        peers: Vec<wire::HostInfo>,
+    },
     // --- the origin ---
     Origin(OriginEvent),
     /// Go on at the origin with these headers.
-    Credentials { headers: HeaderMap },
+    Credentials {
+        headers: HeaderMap,
+    },
     // --- this host ---
     ReadersMoved,
     Unwanted,
@@ -70,19 +92,29 @@ pub(crate) enum Event {
     /// Wrong content is gone from the store.
     Condemned(TaskError),
     /// The content proved wrong elsewhere.
-    Discard { reason: String },
+    Discard {
+        reason: String,
+    },
     /// The task was opened once more: what a new actor would have started with. It comes back when this one has ended.
-    Adopt { start: Box<Start>, taken: oneshot::Sender<Option<Box<Start>>> },
+    Adopt {
+        start: Box<Start>,
+        taken: oneshot::Sender<Option<Box<Start>>>,
+    },
 }
 
 /// What a supernode says, or does not say any more.
 #[derive(Debug)]
 pub(crate) enum ClusterEvent {
-    Opened { meta: Box<wire::TaskMeta> },
+    Opened {
+        meta: Box<wire::TaskMeta>,
+    },
     Hashes(wire::NewHashes),
     Peers(Vec<wire::HostInfo>),
     Refused(TaskError),
-    Discard { generation: proto::Generation, reason: String },
+    Discard {
+        generation: proto::Generation,
+        reason: String,
+    },
     /// No supernode answers for this task.
     Lost,
     /// A supernode answers again: open the task there.
@@ -144,13 +176,21 @@ struct Neighbour {
 impl Start {
     /// Nothing is fetched, what is here is served.
     pub(crate) fn serving() -> Self {
-        Self { authority: Authority::Nobody, body: None, headers: HeaderMap::new(), peers: Vec::new(), orphan: false, seed_only: false }
+        Self {
+            authority: Authority::Nobody,
+            body: None,
+            headers: HeaderMap::new(),
+            peers: Vec::new(),
+            orphan: false,
+            seed_only: false,
+        }
     }
 }
 
 impl Actor {
     pub(crate) fn start(inner: &Arc<Inner>, shared: Arc<Shared>, mailbox: mpsc::Receiver<Event>, start: Start) {
-        let host_bits = inner.host_id.bits() as u64 ^ u64::from_le_bytes(shared.task.to_bytes()[..8].try_into().expect("8 of 32 bytes"));
+        let host_bits = inner.host_id.bits() as u64
+            ^ u64::from_le_bytes(shared.task.to_bytes()[..8].try_into().expect("8 of 32 bytes"));
         let picker = PickerConfig {
             piece_len_bytes: shared.layout().piece_len(),
             seed: host_bits,
@@ -186,12 +226,13 @@ impl Actor {
     async fn run(mut self, peers: Vec<wire::HostInfo>) {
         self.begin(peers);
         loop {
-            let wake = [self.picker_wake, self.announcer_wake, self.origin.wake(), self.unwanted_since.map(|at| at + LINGER)]
-                .into_iter()
-                .flatten()
-                .chain([self.next_progress])
-                .min()
-                .expect("next_progress is always there");
+            let wake =
+                [self.picker_wake, self.announcer_wake, self.origin.wake(), self.unwanted_since.map(|at| at + LINGER)]
+                    .into_iter()
+                    .flatten()
+                    .chain([self.next_progress])
+                    .min()
+                    .expect("next_progress is always there");
             tokio::select! {
                 event = self.mailbox.recv() => {
                     let Some(event) = event else { break };
@@ -219,7 +260,10 @@ impl Actor {
     /// Tells the decisions what the store already holds, and calls the first neighbours.
     fn begin(&mut self, peers: Vec<wire::HostInfo>) {
         let have = self.shared.content.have();
-        let hashes = self.shared.content.hashes(0, usize::try_from(have.len()).unwrap_or(usize::MAX).saturating_mul(2).max(1 << 16));
+        let hashes = self
+            .shared
+            .content
+            .hashes(0, usize::try_from(have.len()).unwrap_or(usize::MAX).saturating_mul(2).max(1 << 16));
         for (piece, hash) in (0..).map(PieceIndex).zip(hashes) {
             if let Some(hash) = hash {
                 self.shared.expect(piece.0, &[hash]);
@@ -338,7 +382,8 @@ impl Actor {
         self.inner.tasks.remove(&self.shared);
         let ended = self.shared.ended();
         if ended.is_none() {
-            self.shared.end(Err(TaskError::new(proto::Kind::Unavailable, "the download was given up: nobody waits for it")));
+            self.shared
+                .end(Err(TaskError::new(proto::Kind::Unavailable, "the download was given up: nobody waits for it")));
         }
         self.origin.stop();
         self.authority.close(&self.inner, &self.shared, matches!(ended, Some(Ok(()))));

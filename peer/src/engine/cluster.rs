@@ -228,7 +228,8 @@ impl Cluster {
         };
         send(&say, Say::Hello(hello)).await?;
         let mut client = ClusterClient::new(channel);
-        let mut said = tokio::time::timeout(CONNECT_TIMEOUT, client.session(ReceiverStream::new(queue))).await??.into_inner();
+        let mut said =
+            tokio::time::timeout(CONNECT_TIMEOUT, client.session(ReceiverStream::new(queue))).await??.into_inner();
         let welcome = tokio::time::timeout(CONNECT_TIMEOUT, said.message()).await??;
         match welcome.and_then(|message| message.body) {
             Some(Said::Welcome(welcome)) if welcome.refused.is_empty() => {}
@@ -353,7 +354,10 @@ impl Cluster {
 impl State {
     /// The healthy supernode that a task belongs to.
     fn owner(&self, task: TaskId) -> Option<String> {
-        locator::rank(task, &self.entries).into_iter().map(|entry| entry.endpoint).find(|endpoint| self.up.contains_key(endpoint))
+        locator::rank(task, &self.entries)
+            .into_iter()
+            .map(|entry| entry.endpoint)
+            .find(|endpoint| self.up.contains_key(endpoint))
     }
 
     fn say_owner(&mut self, task: TaskId, what: Say) {
@@ -379,11 +383,8 @@ impl State {
                 events.push((route.events.clone(), event));
             }
         }
-        let opens: Vec<(TaskId, wire::OpenTask)> = self
-            .waiting
-            .iter()
-            .filter_map(|(task, waiting)| Some((*task, waiting.front()?.open.clone())))
-            .collect();
+        let opens: Vec<(TaskId, wire::OpenTask)> =
+            self.waiting.iter().filter_map(|(task, waiting)| Some((*task, waiting.front()?.open.clone()))).collect();
         for (task, open) in opens {
             self.say_owner(task, Say::Open(open));
         }

@@ -83,7 +83,11 @@ impl TaskError {
         let mut error = Self::new(kind, refuse.message)
             .with_retry_after((refuse.retry_after_ms > 0).then(|| Duration::from_millis(refuse.retry_after_ms.into())));
         if let Ok(status @ 100..=599) = u16::try_from(refuse.origin_status) {
-            error = error.with_origin(OriginAnswer { status, headers: super::headers::from_wire(&refuse.headers), body: Bytes::new() });
+            error = error.with_origin(OriginAnswer {
+                status,
+                headers: super::headers::from_wire(&refuse.headers),
+                body: Bytes::new(),
+            });
         }
         error
     }

@@ -91,8 +91,14 @@ impl Link {
     pub(crate) fn start(inner: &Arc<Inner>, info: wire::HostInfo, host: HostId, sender: Sender) -> Arc<Self> {
         let (control, frames) = mpsc::channel(CONTROL_QUEUE_MAX);
         let gone = inner.cancel.child_token();
-        let link =
-            Arc::new(Self { host, info, control, gone: gone.clone(), pool: Arc::default(), next_id: AtomicU64::new(1) });
+        let link = Arc::new(Self {
+            host,
+            info,
+            control,
+            gone: gone.clone(),
+            pool: Arc::default(),
+            next_id: AtomicU64::new(1),
+        });
         inner.tracker.spawn(async move {
             tokio::select! {
                 () = write_frames(sender, frames) => gone.cancel(),
@@ -124,7 +130,8 @@ impl Link {
         let least = pool.connections.iter().min_by_key(|connection| connection.pending.lock().len());
         let load = least.map(|connection| connection.pending.lock().len());
         // A second connection lets one core receive while another still hashes, when a neighbour is fast.
-        let wants_more = load.is_none_or(|load| load >= 2) && pool.connections.len() < inner.config.data_connections_per_peer;
+        let wants_more =
+            load.is_none_or(|load| load >= 2) && pool.connections.len() < inner.config.data_connections_per_peer;
         if wants_more && !pool.opening {
             pool.opening = true;
             self.open_data_connection(inner);

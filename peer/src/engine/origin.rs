@@ -120,10 +120,9 @@ fn content_length(spec: &TaskSpec, response: &OriginResponse) -> Result<Option<u
     let Some(wanted) = spec.range else { return Ok(response.length) };
     let total = response.validators.length;
     match total {
-        Some(total) if wanted.start() >= total => Err(TaskError::new(
-            Kind::Invalid,
-            format!("the range {wanted} begins after the content's {total} bytes"),
-        )),
+        Some(total) if wanted.start() >= total => {
+            Err(TaskError::new(Kind::Invalid, format!("the range {wanted} begins after the content's {total} bytes")))
+        }
         Some(total) => Ok(Some(wanted.end().min(total) - wanted.start())),
         None => Ok(response.range.map(ByteRange::len)),
     }
@@ -217,7 +216,12 @@ async fn read_run(
 }
 
 /// The origin's body ended inside or right before `piece`.
-async fn body_ended(shared: &Arc<Shared>, layout: PieceLayout, piece: PieceIndex, tail: &[u8]) -> Result<(), TaskError> {
+async fn body_ended(
+    shared: &Arc<Shared>,
+    layout: PieceLayout,
+    piece: PieceIndex,
+    tail: &[u8],
+) -> Result<(), TaskError> {
     let start = u64::from(piece.0) * u64::from(layout.piece_len());
     let length = start + tail.len() as u64;
     if layout.length().is_some_and(|known| known != length) {
@@ -260,7 +264,9 @@ async fn store(
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, TaskError> + Send + 'static) -> Result<T, TaskError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::stopping())?
 }
 

@@ -29,7 +29,8 @@ pub(crate) async fn answer(inner: &Arc<Inner>, task: TaskId, ask: &wire::AskMeta
     if !content.is_complete() {
         return nothing;
     }
-    let page: Vec<PieceHash> = content.hashes(ask.first, HASHES_PER_MESSAGE_MAX).into_iter().map_while(|hash| hash).collect();
+    let page: Vec<PieceHash> =
+        content.hashes(ask.first, HASHES_PER_MESSAGE_MAX).into_iter().map_while(|hash| hash).collect();
     wire::Meta {
         meta: Some(meta_of(&content, content.spec())),
         hashes: Some(wire::PieceHashes::from_hashes(ask.first, &page)),

@@ -92,7 +92,8 @@ impl Engine {
                     drop(task);
                 }
                 Err(error) => {
-                    let credentials_refused = matches!(error.kind(), proto::Kind::Unauthorized | proto::Kind::Forbidden);
+                    let credentials_refused =
+                        matches!(error.kind(), proto::Kind::Unauthorized | proto::Kind::Forbidden);
                     let _ = sender.send(News::Failed { error, credentials_refused }).await;
                 }
             }

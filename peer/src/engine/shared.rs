@@ -63,7 +63,8 @@ impl Shared {
             digest_checked: complete || content.digest().is_none(),
             end: complete.then_some(Ok(())),
         };
-        let here: u64 = content.have().iter().filter_map(|p| content.layout().range(p)).map(proto::ByteRange::len).sum();
+        let here: u64 =
+            content.have().iter().filter_map(|p| content.layout().range(p)).map(proto::ByteRange::len).sum();
         Arc::new(Self {
             task: content.task(),
             generation: content.generation(),
@@ -119,7 +120,12 @@ impl Shared {
 
     /// Pieces whose hash is known.
     pub(crate) fn known_hashes(&self) -> PieceSet {
-        (0..).map(PieceIndex).zip(self.expected.read().iter()).filter(|(_, hash)| hash.is_some()).map(|(piece, _)| piece).collect()
+        (0..)
+            .map(PieceIndex)
+            .zip(self.expected.read().iter())
+            .filter(|(_, hash)| hash.is_some())
+            .map(|(piece, _)| piece)
+            .collect()
     }
 
     // --- status ---

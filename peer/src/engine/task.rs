@@ -116,6 +116,11 @@ impl Task {
         let from_peers = counters.from_peers.load(Ordering::Relaxed);
         let from_origin = counters.from_origin.load(Ordering::Relaxed);
         let from_cache = counters.from_cache.load(Ordering::Relaxed);
+        if self.handle.info.from_cache {
+            // However it once came here: for this caller it was here.
+            let bytes = from_peers + from_origin + from_cache;
+            return Progress { bytes, from_peers: 0, from_origin: 0, from_cache: bytes };
+        }
         Progress { bytes: from_peers + from_origin + from_cache, from_peers, from_origin, from_cache }
     }
 

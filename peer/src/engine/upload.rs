@@ -148,7 +148,8 @@ impl Rate {
         if elapsed > RATE_WINDOW {
             return 0;
         }
-        let seconds = (elapsed + if self.before > 0 { RATE_WINDOW / 2 } else { Duration::ZERO }).as_secs_f64().max(0.05);
+        let seconds =
+            (elapsed + if self.before > 0 { RATE_WINDOW / 2 } else { Duration::ZERO }).as_secs_f64().max(0.05);
         ((self.now + self.before) as f64 / seconds) as u64
     }
 }

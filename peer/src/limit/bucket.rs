@@ -58,7 +58,8 @@ impl Bucket {
             return Some(Duration::ZERO);
         };
         let billionths = u128::from(missing) * NANOS_PER_S - u128::from(self.fraction);
-        let nanos = billionths.checked_div(u128::from(rate)).map(|n| n + u128::from(n * u128::from(rate) < billionths))?;
+        let nanos =
+            billionths.checked_div(u128::from(rate)).map(|n| n + u128::from(n * u128::from(rate) < billionths))?;
         Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 

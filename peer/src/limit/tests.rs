@@ -31,7 +31,9 @@ fn assert_within(bytes: u64, expected: u64, percent: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn limit_holds_within_five_percent_over_ten_seconds() {
-    for (rate, callers, step) in [(6_250_000, 1, 262_144), (6_250_000, 16, 65_536), (500_000, 3, 4_096), (1_250 * MB, 4, MB)] {
+    for (rate, callers, step) in
+        [(6_250_000, 1, 262_144), (6_250_000, 16, 65_536), (500_000, 3, 4_096), (1_250 * MB, 4, MB)]
+    {
         let limit = Limit::new(Some(rate));
         let bytes = measure(&limit, callers, step, Duration::from_secs(10)).await;
         assert_within(bytes, rate * 10, 5);

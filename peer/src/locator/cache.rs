@@ -42,7 +42,8 @@ impl Cache {
 
     pub(super) async fn save(&self, answer: NearestAnswer) {
         let path = self.path.clone();
-        let saved = tokio::task::spawn_blocking(move || write(&path, answer)).await.unwrap_or_else(|error| Err(error.into()));
+        let saved =
+            tokio::task::spawn_blocking(move || write(&path, answer)).await.unwrap_or_else(|error| Err(error.into()));
         if let Err(error) = saved {
             warn!(%error, path = %self.path.display(), "the nearest supernodes could not be remembered");
         }
@@ -67,7 +68,7 @@ fn read(path: &Path) -> io::Result<Option<NearestAnswer>> {
 /// After a crash the file is either the old or the new one. The new one has a name of its own, since dfget and dfdaemon may
 /// both write.
 fn write(path: &Path, answer: NearestAnswer) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     std::fs::create_dir_all(dir)?;
     let bytes = serde_json::to_vec(&FileV1 { version: VERSION, answer })?;
     let mut new = path.as_os_str().to_owned();

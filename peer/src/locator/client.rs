@@ -104,7 +104,8 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(config: &LocatorConfig) -> Result<Self, LocatorError> {
         for endpoint in &config.endpoints {
-            if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host().is_none() || endpoint.query().is_some() {
+            if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host().is_none() || endpoint.query().is_some()
+            {
                 return Err(LocatorError::Endpoint { endpoint: endpoint.clone() });
             }
         }
@@ -112,8 +113,15 @@ impl Client {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(config.timeout));
-        let https = HttpsConnectorBuilder::new().with_tls_config(tls(config)?).https_or_http().enable_http1().wrap_connector(tcp);
-        let http = HyperClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE).build(https);
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls(config)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let http = HyperClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .build(https);
         Ok(Self { http, endpoints: config.endpoints.clone().into(), timeout: config.timeout })
     }
 
@@ -124,7 +132,8 @@ impl Client {
             let asked: Result<NearestAnswer, _> = self.ask(endpoint, Method::POST, &["nearest"], Some(host)).await;
             match asked {
                 Ok(answer) if answer.supernodes.is_empty() => {
-                    failure = AskError::Nonsense { endpoint: endpoint.clone(), source: "it names no supernodes".into() };
+                    failure =
+                        AskError::Nonsense { endpoint: endpoint.clone(), source: "it names no supernodes".into() };
                 }
                 Ok(answer) => return Ok(answer),
                 Err(error) => failure = error,
@@ -161,21 +170,35 @@ impl Client {
         path: &[&str],
         body: Option<&impl Serialize>,
     ) -> Result<T, AskError> {
-        let nonsense = |source: serde_json::Error| AskError::Nonsense { endpoint: endpoint.clone(), source: source.into() };
+        let nonsense =
+            |source: serde_json::Error| AskError::Nonsense { endpoint: endpoint.clone(), source: source.into() };
         let body = body.map(serde_json::to_vec).transpose().map_err(nonsense)?;
         let answer = self.send(endpoint, method, path, body).await?;
         serde_json::from_slice(&answer).map_err(nonsense)
     }
 
-    async fn send(&self, endpoint: &Url, method: Method, path: &[&str], body: Option<Vec<u8>>) -> Result<Bytes, AskError> {
+    async fn send(
+        &self,
+        endpoint: &Url,
+        method: Method,
+        path: &[&str],
+        body: Option<Vec<u8>>,
+    ) -> Result<Bytes, AskError> {
         let exchange = self.exchange(endpoint, method, path, body);
         tokio::time::timeout(self.timeout, Box::pin(exchange))
             .await
             .unwrap_or_else(|_| Err(AskError::Timeout { endpoint: endpoint.clone(), timeout: self.timeout }))
     }
 
-    async fn exchange(&self, endpoint: &Url, method: Method, path: &[&str], body: Option<Vec<u8>>) -> Result<Bytes, AskError> {
-        let unreachable = |source: Box<dyn StdError + Send + Sync>| AskError::Unreachable { endpoint: endpoint.clone(), source };
+    async fn exchange(
+        &self,
+        endpoint: &Url,
+        method: Method,
+        path: &[&str],
+        body: Option<Vec<u8>>,
+    ) -> Result<Bytes, AskError> {
+        let unreachable =
+            |source: Box<dyn StdError + Send + Sync>| AskError::Unreachable { endpoint: endpoint.clone(), source };
         let mut url = endpoint.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             // Names from outside are encoded here, so they cannot change the path.
@@ -189,11 +212,13 @@ impl Client {
             .map_err(|error| unreachable(error.into()))?;
         let response = self.http.request(request).await.map_err(|error| unreachable(error.into()))?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(unreachable)?.to_bytes();
+        let body =
+            Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(unreachable)?.to_bytes();
         if status.is_success() {
             return Ok(body);
         }
-        let message = serde_json::from_slice::<ApiError>(&body).map_or_else(|_| "no reason given".to_owned(), |error| error.message);
+        let message = serde_json::from_slice::<ApiError>(&body)
+            .map_or_else(|_| "no reason given".to_owned(), |error| error.message);
         Err(AskError::Refused { endpoint: endpoint.clone(), status, message })
     }
 }
@@ -222,6 +247,9 @@ fn tls(config: &LocatorConfig) -> Result<rustls::ClientConfig, LocatorError> {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("endpoints", &self.endpoints).field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("endpoints", &self.endpoints)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }

@@ -28,7 +28,12 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
 impl Registration {
-    pub(super) fn new(client: Option<Client>, cluster: String, entry: SupernodeEntry, fixed: &[SupernodeEntry]) -> Self {
+    pub(super) fn new(
+        client: Option<Client>,
+        cluster: String,
+        entry: SupernodeEntry,
+        fixed: &[SupernodeEntry],
+    ) -> Self {
         let fixed = fixed.to_vec();
         let (siblings, _) = watch::channel(merge(std::slice::from_ref(&entry), fixed.iter()));
         Self { client, cluster, entry, fixed, siblings }

@@ -19,7 +19,8 @@ struct Running {
 }
 
 fn start(dir: &Path, address: &str, lease: Duration) -> Running {
-    let config = Config { data_dir: dir.to_owned(), listen: vec![address.parse().unwrap()], lease, ..Config::default() };
+    let config =
+        Config { data_dir: dir.to_owned(), listen: vec![address.parse().unwrap()], lease, ..Config::default() };
     let app = App::start(config).unwrap();
     let ListenAddr::Tcp(address) = app.addresses().unwrap()[0] else { panic!("tcp was asked for") };
     let stop = CancellationToken::new();
@@ -60,7 +61,11 @@ fn nobody() -> Url {
 }
 
 async fn eventually<T: Clone + Send + Sync>(watch: &mut watch::Receiver<T>, holds: impl FnMut(&T) -> bool) -> T {
-    tokio::time::timeout(Duration::from_secs(10), watch.wait_for(holds)).await.expect("it happens within 10 s").unwrap().clone()
+    tokio::time::timeout(Duration::from_secs(10), watch.wait_for(holds))
+        .await
+        .expect("it happens within 10 s")
+        .unwrap()
+        .clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,7 +88,9 @@ async fn register_find_and_leave() {
         let (locator, stop) = (locator.clone(), stops[0].clone());
         async move { locator.keep_fresh(stop).await }
     });
-    let both = |known: &Option<NearestAnswer>| known.as_ref().is_some_and(|answer| answer.supernodes == [entry("one"), entry("two")]);
+    let both = |known: &Option<NearestAnswer>| {
+        known.as_ref().is_some_and(|answer| answer.supernodes == [entry("one"), entry("two")])
+    };
     eventually(&mut answers, both).await;
     // Leases of one second are renewed.
     tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -133,7 +140,8 @@ async fn the_disk_answers_when_nobody_does() {
     std::fs::write(home.path().join("sub/nearest.json"), "{").unwrap();
     let broken = Locator::new(config(vec![nobody()], Some(home.path()))).unwrap();
     assert!(broken.current().is_none());
-    assert!(matches!(broken.nearest().await, Err(LocatorError::NoAnswer(AskError::Unreachable { .. }))));
+    let Err(LocatorError::NoAnswer(error)) = broken.nearest().await else { panic!("nobody answers") };
+    assert!(matches!(*error, AskError::Unreachable { .. }));
 }
 
 #[tokio::test]
@@ -142,7 +150,8 @@ async fn configured_supernodes_ask_nobody() {
     let locator = Locator::new(LocatorConfig { supernodes: all.clone(), ..config(vec![nobody()], None) }).unwrap();
     let answer = locator.nearest().await.unwrap();
     assert_eq!((answer.matched_by.as_str(), answer.supernodes), ("static", all.clone()));
-    let registration = Locator::new(LocatorConfig { supernodes: all, ..LocatorConfig::default() }).unwrap().register("c", entry("c"));
+    let registration =
+        Locator::new(LocatorConfig { supernodes: all, ..LocatorConfig::default() }).unwrap().register("c", entry("c"));
     assert_eq!(registration.siblings().borrow().len(), 3);
     let stop = CancellationToken::new();
     stop.cancel();
@@ -189,4 +198,20 @@ async fn bad_config_services_are_passed_over() {
     endpoints.push(says(answer(good)).await);
     let locator = Locator::new(config(endpoints, None)).unwrap();
     assert_eq!(locator.nearest().await.unwrap().supernodes, [entry("one")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_share_a_failure() {
+    let locator = Locator::new(config(vec![says(Vec::new()).await], None)).unwrap();
+    let begin = Instant::now();
+    let asks: Vec<_> = (0..20)
+        .map(|_| {
+            let locator = locator.clone();
+            tokio::spawn(async move { locator.nearest().await })
+        })
+        .collect();
+    for ask in asks {
+        assert_eq!(ask.await.unwrap().unwrap_err().kind(), Kind::Unavailable);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "not one timeout after the other: {:?}", begin.elapsed());
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
+use service::config::Rate;
 use url::Url;
 
 use super::retry::RetryPolicy;
@@ -47,6 +48,14 @@ pub struct SourceConfig {
     pub http2: bool,
     /// An HTTP proxy for all origins but those marked `direct`. Proxies named in the environment are not used.
     pub proxy: Option<ProxyUrl>,
+    /// When no supernode answers, a host reads origins itself at this rate, over all tasks: slow, never a stampede.
+    pub orphan_rate: Rate,
+    /// It does so after a random time of at least this …
+    #[serde(with = "duration")]
+    pub orphan_delay_min: Duration,
+    /// … and at most this.
+    #[serde(with = "duration")]
+    pub orphan_delay_max: Duration,
     /// When and how often a failed request is made again.
     pub retry: RetryPolicy,
     /// What is special about single hosts, by `host`, `host:port`, `*.suffix`, `*.suffix:port` or `*`; the most
@@ -128,6 +137,9 @@ impl Default for SourceConfig {
             allow_downgrade: false,
             http2: true,
             proxy: None,
+            orphan_rate: Rate::bytes_per_s(10 * 1024 * 1024),
+            orphan_delay_min: Duration::from_secs(10),
+            orphan_delay_max: Duration::from_secs(30),
             retry: RetryPolicy::default(),
             hosts: BTreeMap::new(),
         }
@@ -162,6 +174,9 @@ impl SourceConfig {
             if !(1..=100_000).contains(&value) {
                 wrong(place.to_owned(), format!("must be 1 to 100000, not {value}"));
             }
+        }
+        if self.orphan_delay_min > self.orphan_delay_max {
+            wrong("orphan_delay_min".to_owned(), "must not be longer than orphan_delay_max".to_owned());
         }
         if http::HeaderValue::from_str(&self.user_agent).is_err() {
             wrong("user_agent".to_owned(), "holds characters that a header cannot".to_owned());

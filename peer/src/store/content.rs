@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::{Digest, Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId, TaskSpec, root_of};
 
+use super::StoreError;
 use super::encoding::{Meta, TaskRowV1};
 use super::inner::Inner;
 use super::load;
 use super::slot::{Facts, Finished, Slot, Stamp};
-use super::StoreError;
 
 /// The content of one generation of one task. Whoever holds it uses it: it is not evicted meanwhile.
 ///
@@ -215,7 +215,8 @@ impl Content {
         };
         self.reserve(length)?;
         if let Some(writer) = &state.writer {
-            load::preallocate(writer, 0, length).map_err(|e| StoreError::io("reserve space for", &self.path(), length, e))?;
+            load::preallocate(writer, 0, length)
+                .map_err(|e| StoreError::io("reserve space for", &self.path(), length, e))?;
         }
         let first = self.rehash_lone_piece(known)?;
         self.apply_length(&mut state, known, first)
@@ -289,7 +290,11 @@ impl Content {
     }
 
     /// Claims a piece for writing; none when it is here.
-    fn claim(&self, piece: PieceIndex, bytes: &[u8]) -> Result<Option<(Claim<'_>, PieceLayout, Arc<File>)>, StoreError> {
+    fn claim(
+        &self,
+        piece: PieceIndex,
+        bytes: &[u8],
+    ) -> Result<Option<(Claim<'_>, PieceLayout, Arc<File>)>, StoreError> {
         let mut state = self.state.lock();
         loop {
             let facts = self.facts()?;
@@ -338,7 +343,9 @@ impl Content {
         let len = usize::try_from(end - offset).map_or(buf.len(), |here| here.min(buf.len()));
         match self.reader.read_exact_at(&mut buf[..len], offset) {
             Ok(()) => Ok(len),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(StoreError::Modified { path: self.path() }),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(StoreError::Modified { path: self.path() })
+            }
             Err(error) => Err(StoreError::io("read", &self.path(), 0, error)),
         }
     }
@@ -347,8 +354,8 @@ impl Content {
     /// the disk needs for the bytes. Finishing a finished content with the same root does nothing.
     ///
     /// # Errors
-    /// When pieces lack, or have another root; when another program has written to the file; when the disk fails, which
-    /// leaves the content unfinished.
+    /// When pieces lack, or have another root; when another program has written to the file; when the disk cannot take
+    /// the bytes, and then the task is discarded.
     pub fn finish(&self, root: Root) -> Result<(), StoreError> {
         let (layout, sealed) = {
             let mut state = self.state.lock();
@@ -368,8 +375,7 @@ impl Content {
         check_root(root, root_of(layout, &hashes).ok_or(StoreError::BadRow { what: "number of hashes" })?)?;
         self.check_stamp(sealed)?;
         if let Err(error) = self.reader.sync_data() {
-            // The kernel may have dropped pages it could not write: what is in the file is anybody's guess.
-            self.slot.facts.lock().trusted = false;
+            self.give_up();
             return Err(StoreError::io("sync", &self.path(), layout.length().unwrap_or_default(), error));
         }
         let mut facts = self.facts()?;
@@ -377,6 +383,15 @@ impl Content {
             self.write_finished(&mut facts, &hashes)?;
         }
         Ok(())
+    }
+
+    /// Discards the content after a failed sync. The kernel reports such a failure once and then counts the lost pages as
+    /// clean: they can be read until they are needed elsewhere, and a second sync would succeed. So there is no second one.
+    fn give_up(&self) {
+        tracing::error!(path = %self.path().display(), "the disk did not take a content, which is discarded");
+        if let Err(error) = self.inner.remove(&mut self.inner.tasks.lock(), &self.slot) {
+            tracing::warn!(path = %self.path().display(), error = &error as &dyn std::error::Error, "cannot discard it");
+        }
     }
 
     /// Where the content file is.
@@ -459,6 +474,13 @@ impl fmt::Debug for Content {
             .field("task", &self.slot.key.task)
             .field("generation", &self.slot.key.generation)
             .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        // It was in use until now, however long ago it was asked for.
+        self.slot.used_unix_ms.store(self.inner.tick(), Ordering::Release);
     }
 }
 

@@ -105,7 +105,11 @@ impl TaskRowV1 {
             piece_len: layout.piece_len(),
             digest: meta.digest.as_ref().map(ToString::to_string).unwrap_or_default(),
             guarded: meta.guarded,
-            headers: meta.headers.iter().map(|(name, value)| HeaderV1 { name: name.clone(), value: value.clone() }).collect(),
+            headers: meta
+                .headers
+                .iter()
+                .map(|(name, value)| HeaderV1 { name: name.clone(), value: value.clone() })
+                .collect(),
             spec: Some((&spec).into()),
             confirmed,
             created_unix_ms: meta.created_unix_ms,

@@ -41,6 +41,7 @@ pub struct Export {
     pub offset: Option<u64>,
     /// User and group id of a new output; the process's own when absent. When given, links and devices are refused as
     /// outputs: the file is made on behalf of somebody else, who must not point a privileged process at others' files.
+    /// Whether that user may write to the output's *folder* is for the caller to check.
     pub owner: Option<(u32, u32)>,
     /// Permissions of a new output. When absent those of any new file (umask), or read-only for a hard link, which is
     /// only made when this is absent or equal to the content file's permissions (0444 and umask).
@@ -198,12 +199,17 @@ impl Content {
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                 return Ok(Err("it is on another filesystem than the store"));
             }
-            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => return Ok(Err("the content has too many links")),
+            Err(error) if error.kind() == io::ErrorKind::TooManyLinks => {
+                return Ok(Err("the content has too many links"));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.path().try_exists()? => {
                 return Ok(Err("the task was discarded"));
             }
             Err(error)
-                if matches!(error.raw_os_error().map(Errno::from_raw_os_error), Some(Errno::PERM | Errno::OPNOTSUPP)) =>
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw_os_error),
+                    Some(Errno::PERM | Errno::OPNOTSUPP)
+                ) =>
             {
                 return Ok(Err("its filesystem does not allow it"));
             }

@@ -25,7 +25,7 @@ const HARMLESS: [&str; 3] = ["lock", "VERSION.new", "lost+found"];
 pub(super) struct Folder {
     dir: PathBuf,
     /// Held open for the lock on it, which the kernel drops with the process however that ends.
-    _lock: File,
+    lock: File,
 }
 
 impl Folder {
@@ -38,7 +38,7 @@ impl Folder {
         if is_new {
             write_version(dir)?;
         }
-        let folder = Self { dir: dir.to_owned(), _lock: lock };
+        let folder = Self { dir: dir.to_owned(), lock };
         make_private(&folder.rows())?;
         make_private(&folder.content())?;
         Ok(folder)
@@ -81,6 +81,16 @@ impl Folder {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing would not do if the process is just starting another: until that one has executed its program it has
+        // a copy of the descriptor, and the lock with it.
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(dir = %self.dir.display(), error = &error as &dyn std::error::Error, "store folder stays locked");
+        }
     }
 }
 
@@ -149,8 +159,14 @@ fn write_version(dir: &Path) -> Result<(), StoreError> {
 fn take_lock(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("lock");
     let failed = |error| StoreError::io("lock", &path, NUMBER_LEN_MAX, error);
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -182,7 +198,12 @@ mod tests {
         fs::write(dir.path().join("VERSION"), "7\n").unwrap();
         let error = Folder::open(dir.path()).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains(&dir.path().display().to_string()) && text.contains("version 7") && text.contains("version 1"), "{text}");
+        assert!(
+            text.contains(&dir.path().display().to_string())
+                && text.contains("version 7")
+                && text.contains("version 1"),
+            "{text}"
+        );
         assert!(!dir.path().join("lock").try_exists().unwrap(), "nothing was written");
     }
 
@@ -199,7 +220,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Folder::open(dir.path()).unwrap();
         let error = Folder::open(dir.path()).unwrap_err();
-        assert!(matches!(&error, StoreError::Locked { holder, .. } if *holder == std::process::id().to_string()), "{error}");
+        assert!(
+            matches!(&error, StoreError::Locked { holder, .. } if *holder == std::process::id().to_string()),
+            "{error}"
+        );
         drop(first);
         Folder::open(dir.path()).unwrap();
     }

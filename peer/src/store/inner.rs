@@ -80,7 +80,9 @@ impl Inner {
 
     /// A time for a use: now, and later than every one before.
     pub(super) fn tick(&self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
         let next = |last: u64| Some(now.max(last.saturating_add(1)));
         self.clock_unix_ms.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).map_or(now, |last| now.max(last + 1))
     }
@@ -98,7 +100,9 @@ impl Inner {
         }
         match self.rows.put_used(slot.key, now) {
             Ok(()) => slot.used_saved_unix_ms.store(now, Ordering::Release),
-            Err(error) => tracing::warn!(task = %slot.key.task, error = &error as &dyn std::error::Error, "last use not noted"),
+            Err(error) => {
+                tracing::warn!(task = %slot.key.task, error = &error as &dyn std::error::Error, "last use not noted")
+            }
         }
     }
 
@@ -186,7 +190,11 @@ impl Demand {
 
     fn disk_lacks(self) -> u64 {
         // Asking for nothing must always succeed: a full disk is no reason not to open a store.
-        if self.bytes == 0 { 0 } else { (self.bytes.saturating_add(DISK_HEADROOM_BYTES)).saturating_sub(self.disk_free_bytes) }
+        if self.bytes == 0 {
+            0
+        } else {
+            (self.bytes.saturating_add(DISK_HEADROOM_BYTES)).saturating_sub(self.disk_free_bytes)
+        }
     }
 
     /// Which of the idle tasks, given least recently used first, have to go. An error is the number of bytes that could

@@ -34,7 +34,12 @@ pub(super) enum Loaded {
 }
 
 /// Makes a new content with its file and row.
-pub(super) fn create(inner: &Arc<Inner>, slot: &Arc<Slot>, meta: Meta, confirmed: bool) -> Result<Arc<Content>, StoreError> {
+pub(super) fn create(
+    inner: &Arc<Inner>,
+    slot: &Arc<Slot>,
+    meta: Meta,
+    confirmed: bool,
+) -> Result<Arc<Content>, StoreError> {
     let path = inner.folder.content_path(slot.key);
     inner.folder.make_content_folder(&path)?;
     // Never truncated: were a file left here, it might be an output's as well.
@@ -229,7 +234,12 @@ fn load_unfinished(content: &Content, path: &Path) -> Result<Option<&'static str
 }
 
 /// Whether a piece in the file has not this hash. What cannot be read is bad: a disk loses sectors, and the piece can be had again.
-fn is_bad(content: &Content, layout: PieceLayout, piece: PieceIndex, hash: Option<PieceHash>) -> Result<bool, StoreError> {
+fn is_bad(
+    content: &Content,
+    layout: PieceLayout,
+    piece: PieceIndex,
+    hash: Option<PieceHash>,
+) -> Result<bool, StoreError> {
     match hash_piece(&content.reader, layout, piece) {
         Ok(found) => Ok(Some(found) != hash),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(true),

@@ -15,7 +15,10 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 use proto::{HostId, PieceHash, PieceIndex};
-use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, Direction, IteratorMode, LogLevel, Options, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, IteratorMode, LogLevel, Options, ReadOptions,
+    WriteBatch, WriteOptions,
+};
 
 use super::StoreError;
 use super::encoding::{HashesRowV1, HostRowV1, PieceRowV1, TaskRowV1, UsedRowV1};
@@ -122,7 +125,12 @@ impl Rows {
     }
 
     /// Rewrites a task's row, and one piece's with it.
-    pub(super) fn update(&self, key: Key, row: &TaskRowV1, piece: Option<(PieceIndex, PieceHash)>) -> Result<(), StoreError> {
+    pub(super) fn update(
+        &self,
+        key: Key,
+        row: &TaskRowV1,
+        piece: Option<(PieceIndex, PieceHash)>,
+    ) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         batch.put(row_key(b't', key), row.encode_to_vec());
         if let Some((piece, hash)) = piece {
@@ -185,7 +193,7 @@ fn row_key(table: u8, key: Key) -> Vec<u8> {
 }
 
 fn piece_key(key: Key, piece: PieceIndex) -> Vec<u8> {
-    [&[b'p'], &key.to_bytes()[..], &piece.0.to_be_bytes()].concat()
+    [b"p", &key.to_bytes()[..], &piece.0.to_be_bytes()].concat()
 }
 
 fn remove_all_pieces(batch: &mut WriteBatch, key: Key) {
@@ -229,7 +237,10 @@ mod tests {
     fn finishing_one_task_leaves_its_neighbours_pieces() {
         let dir = tempfile::tempdir().unwrap();
         let rows = Rows::open(dir.path()).unwrap();
-        let key = |generation| Key { task: TaskId::from_bytes(&[255; 32]).unwrap(), generation: Generation::unique(generation) };
+        let key = |generation| Key {
+            task: TaskId::from_bytes(&[255; 32]).unwrap(),
+            generation: Generation::unique(generation),
+        };
         let all = [PieceIndex(0), PieceIndex(255), PieceIndex(256), PieceIndex(u32::MAX)];
         for generation in 0..3 {
             for piece in all {

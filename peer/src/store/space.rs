@@ -66,7 +66,9 @@ pub(super) fn disk_free(path: &Path) -> io::Result<u64> {
 /// As [`disk_free`] for a file that may not be there (any more): its folder's filesystem. For messages only, so
 /// that failing to find out is 0.
 pub(super) fn disk_free_near(path: &Path) -> u64 {
-    path.ancestors().find_map(|p| disk_free(if p.as_os_str().is_empty() { Path::new(".") } else { p }).ok()).unwrap_or(0)
+    path.ancestors()
+        .find_map(|p| disk_free(if p.as_os_str().is_empty() { Path::new(".") } else { p }).ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ pub(super) const DIALLED_MAX: usize = 16;
 /// How old the list of interfaces may become: a network that comes up is used this soon.
 const INTERFACES_MAX_AGE: Duration = Duration::from_secs(30);
 /// Interfaces whose addresses lead to containers on this very host, and mostly exist on every other host as well.
-const INNER_INTERFACES: &[&str] = &["docker", "br-", "veth", "virbr", "cni", "flannel", "podman", "kube-", "lxc", "cali"];
+const INNER_INTERFACES: &[&str] =
+    &["docker", "br-", "veth", "virbr", "cni", "flannel", "podman", "kube-", "lxc", "cali"];
 
 /// An address of this host and the network it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +77,10 @@ pub(super) fn advertised(configured: &[SocketAddr], bound: &[Bound], interfaces:
             }
             let mut ips: Vec<&Interface> = interfaces
                 .iter()
-                .filter(|i| !is_link_local(i.ip) && (i.ip.is_ipv4() == address.is_ipv4() || (i.ip.is_ipv4() && bound.dual_stack)))
+                .filter(|i| {
+                    !is_link_local(i.ip)
+                        && (i.ip.is_ipv4() == address.is_ipv4() || (i.ip.is_ipv4() && bound.dual_stack))
+                })
                 .collect();
             // Loopback only helps where there is nothing else.
             if ips.iter().any(|i| !i.ip.is_loopback()) {
@@ -91,7 +95,12 @@ pub(super) fn advertised(configured: &[SocketAddr], bound: &[Bound], interfaces:
         told.extend(configured.iter().map(|a| if a.port() == 0 { SocketAddr::new(a.ip(), port) } else { *a }));
     }
     let mut seen = Vec::new();
-    told.retain(|address| !seen.contains(address) && { seen.push(*address); true });
+    told.retain(|address| {
+        !seen.contains(address) && {
+            seen.push(*address);
+            true
+        }
+    });
     told.truncate(ADVERTISED_MAX);
     told
 }
@@ -118,7 +127,8 @@ pub(super) fn dial_order(told: &[String], interfaces: &[Interface]) -> Vec<Socke
     addresses.sort_by_key(|address| {
         let ip = address.ip();
         let near = interfaces.iter().any(|i| !i.inner && shares_network(i, ip));
-        let family = interfaces.iter().any(|i| i.ip.is_ipv4() == ip.is_ipv4() && !i.ip.is_loopback() && !is_link_local(i.ip));
+        let family =
+            interfaces.iter().any(|i| i.ip.is_ipv4() == ip.is_ipv4() && !i.ip.is_loopback() && !is_link_local(i.ip));
         (ip.is_loopback(), !near, !family)
     });
     addresses
@@ -194,14 +204,21 @@ mod tests {
     #[test]
     fn transport_dials_the_nearest_first() {
         let told: Vec<String> = [
-            "127.0.0.1:1", "192.0.2.1:1", "172.17.0.1:1", "[2001:db8::9]:1", "10.1.2.9:1", "[fe80::2]:1", "nonsense",
-            "0.0.0.0:1", "10.1.2.9:0", "10.1.2.9:1",
+            "127.0.0.1:1",
+            "192.0.2.1:1",
+            "172.17.0.1:1",
+            "[2001:db8::9]:1",
+            "10.1.2.9:1",
+            "[fe80::2]:1",
+            "nonsense",
+            "0.0.0.0:1",
+            "10.1.2.9:0",
+            "10.1.2.9:1",
         ]
         .map(Into::into)
         .into();
         let order = dial_order(&told, &host());
-        let expected =
-            ["[2001:db8::9]:1", "10.1.2.9:1", "192.0.2.1:1", "172.17.0.1:1", "127.0.0.1:1"];
+        let expected = ["[2001:db8::9]:1", "10.1.2.9:1", "192.0.2.1:1", "172.17.0.1:1", "127.0.0.1:1"];
         assert_eq!(order, addresses(&expected));
         let v4_only = [interface("198.51.100.1/24", false)];
         let order = dial_order(&["[2001:db8::9]:1".into(), "192.0.2.1:1".into()], &v4_only);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
+use prost::Message;
 use proto::frame::{self, FRAME_LEN_MAX, Frame};
 use proto::{ByteRange, wire};
-use prost::Message;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::{RecvError, SendError};
@@ -158,13 +158,7 @@ impl Channel {
 
 impl Sender {
     pub(super) fn new(outlet: Outlet, timeouts: Timeouts, slot: Option<Arc<Slot>>) -> Self {
-        Self {
-            outlet,
-            progress_timeout: timeouts.progress,
-            unfinished: false,
-            buffer: BytesMut::new(),
-            _slot: slot,
-        }
+        Self { outlet, progress_timeout: timeouts.progress, unfinished: false, buffer: BytesMut::new(), _slot: slot }
     }
 
     /// Sends a frame. When it returns, the frame is on its way, not yet there.
@@ -313,9 +307,9 @@ impl Receiver {
             let read = self.inlet.read(&mut room);
             let read = match deadline {
                 None => read.await,
-                Some(deadline) => timeout_at(deadline, read)
-                    .await
-                    .map_err(|_| RecvError::Stalled { after: self.frame_timeout })?,
+                Some(deadline) => {
+                    timeout_at(deadline, read).await.map_err(|_| RecvError::Stalled { after: self.frame_timeout })?
+                }
             };
             let between_frames = self.buffer.is_empty();
             match read.map_err(|error| of_read(error, between_frames))? {
@@ -355,7 +349,10 @@ impl Receiver {
             return Ok(count);
         }
         let read = timeout(self.progress_timeout, self.inlet.read(&mut out)).await;
-        match read.map_err(|_| RecvError::Stalled { after: self.progress_timeout })?.map_err(|error| of_read(error, false))? {
+        match read
+            .map_err(|_| RecvError::Stalled { after: self.progress_timeout })?
+            .map_err(|error| of_read(error, false))?
+        {
             0 => Err(RecvError::Truncated),
             count => Ok(count),
         }
@@ -378,7 +375,11 @@ impl Receiver {
 fn of_read(error: io::Error, between_frames: bool) -> RecvError {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted | io::ErrorKind::NotConnected => {
-            if between_frames { RecvError::Closed } else { RecvError::Truncated }
+            if between_frames {
+                RecvError::Closed
+            } else {
+                RecvError::Truncated
+            }
         }
         _ => RecvError::Io(error),
     }

@@ -140,9 +140,11 @@ impl Target<'_> {
     async fn connect_tcp(&self, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), DialError> {
         let connect = |address: SocketAddr| async move {
             let stream = tcp::connect(address, &self.shared.config).await;
-            stream
-                .map(|stream| (stream, address))
-                .map_err(|source| DialError::Connect { address, kind: Kind::Tcp, source })
+            stream.map(|stream| (stream, address)).map_err(|source| DialError::Connect {
+                address,
+                kind: Kind::Tcp,
+                source,
+            })
         };
         race(addresses.iter().copied(), ADDRESS_STAGGER, connect, |_| false)
             .await
@@ -188,10 +190,11 @@ impl Target<'_> {
         }
         let connect = |address: SocketAddr| async move {
             let connected = async { dialer.connect(address)?.await.map_err(std::io::Error::other) };
-            connected
-                .await
-                .map(|connection| (connection, address))
-                .map_err(|source| DialError::Connect { address, kind: Kind::Quic, source })
+            connected.await.map(|connection| (connection, address)).map_err(|source| DialError::Connect {
+                address,
+                kind: Kind::Quic,
+                source,
+            })
         };
         let (connection, address) = race(addresses.iter().copied(), ADDRESS_STAGGER, connect, |_| false)
             .await

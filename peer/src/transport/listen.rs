@@ -188,7 +188,12 @@ pub(super) async fn quic_task(endpoint: Endpoint, shared: Arc<Shared>, accepted:
     endpoint.set_server_config(None);
 }
 
-async fn quic_connection_task(incoming: Incoming, slot: Arc<Slot>, shared: Arc<Shared>, accepted: mpsc::Sender<Accepted>) {
+async fn quic_connection_task(
+    incoming: Incoming,
+    slot: Arc<Slot>,
+    shared: Arc<Shared>,
+    accepted: mpsc::Sender<Accepted>,
+) {
     let peer = incoming.remote_address();
     let handshake = async { incoming.accept()?.await };
     match tokio::time::timeout(shared.config.hello_timeout, handshake).await {

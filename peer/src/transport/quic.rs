@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use proto::ByteRange;
-use quinn::{Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, RecvStream, SendStream, VarInt, WriteError};
+use quinn::{
+    Connection, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, RecvStream, SendStream, VarInt, WriteError,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinHandle;
@@ -115,8 +117,8 @@ fn endpoint(address: SocketAddr, only_v6: bool, server: Option<quinn::ServerConf
 }
 
 fn stream_config(config: &TransportConfig) -> Result<quinn::TransportConfig, BindError> {
-    let window = VarInt::from_u64(config.quic_window_bytes)
-        .map_err(|_| BindError::OutOfRange { field: "quic_window_bytes" })?;
+    let window =
+        VarInt::from_u64(config.quic_window_bytes).map_err(|_| BindError::OutOfRange { field: "quic_window_bytes" })?;
     let mut discovery = MtuDiscoveryConfig::default();
     discovery.upper_bound(DATAGRAM_MAX_BYTES);
     let mut streams = quinn::TransportConfig::default();

@@ -4,11 +4,13 @@ use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IntoDeserializer as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IntoDeserializer as _, MapAccess, SeqAccess, Visitor,
+};
 use serde::forward_to_deserialize_any;
 
-use super::tree::{self, Entry, Node, Segment, Value};
 use super::Problem;
+use super::tree::{self, Entry, Node, Segment, Value};
 
 /// What could not be read.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ pub(super) fn read<T: DeserializeOwned>(root: &Node, unknown: &mut Vec<Problem>)
 /// The way from the root, as a list on the stack.
 enum Path<'p> {
     Root,
-    Below { parent: &'p Path<'p>, segment: Segment },
+    Below { parent: &'p Self, segment: Segment },
 }
 
 impl Path<'_> {
@@ -178,7 +180,9 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Value::Bool(yes) => self.locate(visitor.visit_bool(*yes)),
             Value::Array(items) => self.sequence(items, visitor),
             Value::Table(entries) => self.table(entries, None, visitor),
-            Value::Env(text) => self.with_env(text, visitor, |_| true, |reader, visitor| reader.deserialize_any(visitor)),
+            Value::Env(text) => {
+                self.with_env(text, visitor, |_| true, |reader, visitor| reader.deserialize_any(visitor))
+            }
             Value::StandIn => self.locate(visitor.visit_str("")),
             Value::Gone => self.locate(visitor.visit_unit()),
         }
@@ -236,7 +240,8 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                     return self.locate(visitor.visit_seq(Items { reader: self, items: &items, next: 0 }));
                 }
                 // `a,b,c` is what people write.
-                let item = |text: &str| Node { place: self.node.place.clone(), value: Value::Env(text.trim().to_owned()) };
+                let item =
+                    |text: &str| Node { place: self.node.place.clone(), value: Value::Env(text.trim().to_owned()) };
                 let items: Vec<Node> = text.split(',').filter(|text| !text.trim().is_empty()).map(item).collect();
                 self.locate(visitor.visit_seq(Items { reader: self, items: &items, next: 0 }))
             }
@@ -248,7 +253,12 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         self.deserialize_seq(visitor)
     }
 
-    fn deserialize_tuple_struct<V: Visitor<'de>>(self, _: &'static str, _: usize, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         self.deserialize_seq(visitor)
     }
 
@@ -272,7 +282,9 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                 let table = |value: &Value| matches!(value, Value::Table(_));
                 self.with_env(text, visitor, table, |reader, visitor| reader.deserialize_struct(name, fields, visitor))
             }
-            Value::Array(_) => Err(Error { path: Some(self.path.to_vec()), ..Error::custom("a list was given, expected a section") }),
+            Value::Array(_) => {
+                Err(Error { path: Some(self.path.to_vec()), ..Error::custom("a list was given, expected a section") })
+            }
             _ => self.deserialize_any(visitor),
         }
     }
@@ -297,8 +309,12 @@ impl<'de> Deserializer<'de> for Reader<'_> {
                     Err(Error::custom(format_args!("{text:?} is unknown, expected one of: {}", variants.join(", "))))
                 }
             }
-            Value::Table(entries) => visitor
-                .visit_enum(MapAccessDeserializer::new(Table { reader: self, rest: entries.iter(), current: None, fields: None })),
+            Value::Table(entries) => visitor.visit_enum(MapAccessDeserializer::new(Table {
+                reader: self,
+                rest: entries.iter(),
+                current: None,
+                fields: None,
+            })),
             _ => Err(allowed()),
         })
     }
@@ -322,7 +338,8 @@ impl<'de> MapAccess<'de> for Table<'_> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        self.current = self.rest.by_ref().find(|entry| self.fields.is_none_or(|fields| fields.contains(&entry.key.as_str())));
+        self.current =
+            self.rest.by_ref().find(|entry| self.fields.is_none_or(|fields| fields.contains(&entry.key.as_str())));
         let Some(entry) = self.current else { return Ok(None) };
         // A key is a text; maps with keys of another type read it from there.
         let node = Node { place: entry.key_place.clone(), value: Value::Env(entry.key.clone()) };

@@ -24,19 +24,41 @@ pub struct InvalidQuantity {
     pub expected: &'static str,
 }
 
-const SIZE_EXPECTED: &str = "a number of bytes such as 65536, \"64KiB\", \"64MiB\" (powers of 1024) or \"1.5GB\" (powers of 1000), below 2^63";
+const SIZE_EXPECTED: &str =
+    "a number of bytes such as 65536, \"64KiB\", \"64MiB\" (powers of 1024) or \"1.5GB\" (powers of 1000), below 2^63";
 const RATE_EXPECTED: &str =
     "a rate above zero such as \"25MB/s\" or \"16MiB/s\" (bytes), \"200Mb/s\" (bits), or \"unlimited\"";
 
 const SIZE_UNITS: &[(&str, u64)] = &[
-    ("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10),
-    ("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000), ("KB", 1_000), ("B", 1),
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("KB", 1_000),
+    ("B", 1),
 ];
 /// In bits.
 const RATE_UNITS: &[(&str, u64)] = &[
-    ("TiB/s", 8 << 40), ("GiB/s", 8 << 30), ("MiB/s", 8 << 20), ("KiB/s", 8 << 10),
-    ("TB/s", 8_000_000_000_000), ("GB/s", 8_000_000_000), ("MB/s", 8_000_000), ("kB/s", 8_000), ("KB/s", 8_000), ("B/s", 8),
-    ("Tb/s", 1_000_000_000_000), ("Gb/s", 1_000_000_000), ("Mb/s", 1_000_000), ("kb/s", 1_000), ("Kb/s", 1_000), ("b/s", 1),
+    ("TiB/s", 8 << 40),
+    ("GiB/s", 8 << 30),
+    ("MiB/s", 8 << 20),
+    ("KiB/s", 8 << 10),
+    ("TB/s", 8_000_000_000_000),
+    ("GB/s", 8_000_000_000),
+    ("MB/s", 8_000_000),
+    ("kB/s", 8_000),
+    ("KB/s", 8_000),
+    ("B/s", 8),
+    ("Tb/s", 1_000_000_000_000),
+    ("Gb/s", 1_000_000_000),
+    ("Mb/s", 1_000_000),
+    ("kb/s", 1_000),
+    ("Kb/s", 1_000),
+    ("b/s", 1),
 ];
 
 // === impl ByteSize ===
@@ -173,9 +195,9 @@ fn scaled(number: &str, factor: u64, divisor: u64) -> Option<u64> {
 fn exact_unit(bytes: u64, units: &[(&'static str, u64)], bits: u64) -> Option<(u64, &'static str)> {
     units
         .iter()
-        .filter(|(_, factor)| factor % bits == 0)
+        .filter(|(_, factor)| factor.is_multiple_of(bits))
         .map(|(unit, factor)| (factor / bits, *unit))
-        .filter(|(factor, _)| bytes >= *factor && bytes % factor == 0)
+        .filter(|(factor, _)| bytes >= *factor && bytes.is_multiple_of(*factor))
         .max_by_key(|(factor, _)| *factor)
         .map(|(factor, unit)| (bytes / factor, unit))
 }
@@ -262,9 +284,15 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, bytes) in
-            [("64MiB", 64 << 20), ("1.5GB", 1_500_000_000), ("65536", 65536), ("0", 0), ("10 kB", 10_000), ("7B", 7), ("0.5KiB", 512)]
-        {
+        for (text, bytes) in [
+            ("64MiB", 64 << 20),
+            ("1.5GB", 1_500_000_000),
+            ("65536", 65536),
+            ("0", 0),
+            ("10 kB", 10_000),
+            ("7B", 7),
+            ("0.5KiB", 512),
+        ] {
             assert_eq!(text.parse::<ByteSize>().unwrap().as_u64(), bytes, "{text}");
         }
         for text in ["", "MiB", "64M", "-1", "1e9", "99999999999TiB", "1.GB", "64mib", "64 apples"] {
@@ -274,7 +302,13 @@ mod tests {
 
     #[test]
     fn rates() {
-        for (text, bytes) in [("200Mb/s", 25_000_000), ("25MB/s", 25_000_000), ("16MiB/s", 16 << 20), ("12b/s", 1), ("2.5Gb/s", 312_500_000)] {
+        for (text, bytes) in [
+            ("200Mb/s", 25_000_000),
+            ("25MB/s", 25_000_000),
+            ("16MiB/s", 16 << 20),
+            ("12b/s", 1),
+            ("2.5Gb/s", 312_500_000),
+        ] {
             assert_eq!(text.parse::<Rate>().unwrap().limit_bytes_per_s(), Some(bytes), "{text}");
         }
         assert_eq!("Unlimited".parse::<Rate>().unwrap(), Rate::UNLIMITED);

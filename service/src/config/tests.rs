@@ -141,7 +141,10 @@ weight = "heavy"
 
 [other.section]
 "#;
-    let lines = lines(load_sample(text, &[("SKIMMER_SAMPLE__LISTEN", "here"), ("SKIMMER_SAMPLE__NO__SUCH", "1"), ("SKIMMER_SAMPLE__", "1")]));
+    let lines = lines(load_sample(
+        text,
+        &[("SKIMMER_SAMPLE__LISTEN", "here"), ("SKIMMER_SAMPLE__NO__SUCH", "1"), ("SKIMMER_SAMPLE__", "1")],
+    ));
     let expected = [
         "x.toml:1:8: name: invalid type: integer `5`, expected a string",
         "x.toml:2:1: listn: unknown field, did you mean listen? allowed here: name, listen",
@@ -181,7 +184,8 @@ fn syntax_errors_all_listed() {
 
 #[test]
 fn validation_knows_places() {
-    let found = lines(load_sample("name = 'bad'\n[limits]\nconnections = 0\n[[cluster]]\nname = ''\nweight = 1\n", &[]));
+    let found =
+        lines(load_sample("name = 'bad'\n[limits]\nconnections = 0\n[[cluster]]\nname = ''\nweight = 1\n", &[]));
     assert_eq!(
         found,
         [
@@ -192,7 +196,10 @@ fn validation_knows_places() {
     );
     let found = lines(load_sample("", &[("SKIMMER_SAMPLE__NAME", "bad"), ("SKIMMER_SAMPLE__LIMITS__IDLE", "x")]));
     assert_eq!(found.len(), 2, "{found:#?}");
-    assert!(found.iter().any(|line| line == "environment variable SKIMMER_SAMPLE__NAME: name: \"bad\" is not allowed"), "{found:#?}");
+    assert!(
+        found.iter().any(|line| line == "environment variable SKIMMER_SAMPLE__NAME: name: \"bad\" is not allowed"),
+        "{found:#?}"
+    );
 }
 
 #[test]

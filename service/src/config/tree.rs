@@ -103,7 +103,8 @@ fn table(table: DeTable<'_>, places: &Places<'_>) -> Value {
         .into_iter()
         .map(|(key, spanned)| {
             let at = key.span().start;
-            let entry = Entry { key_place: places.at(at), key: key.into_inner().into_owned(), node: node(spanned, places) };
+            let entry =
+                Entry { key_place: places.at(at), key: key.into_inner().into_owned(), node: node(spanned, places) };
             (at, entry)
         })
         .collect();
@@ -117,10 +118,9 @@ fn value(value: DeValue<'_>, places: &Places<'_>) -> Value {
         DeValue::String(text) => Value::String(Cow::into_owned(text)),
         DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
             .map_or_else(|_| Value::String(number.to_string()), Value::Integer),
-        DeValue::Float(number) => number
-            .as_str()
-            .parse()
-            .map_or_else(|_| Value::String(number.to_string()), Value::Float),
+        DeValue::Float(number) => {
+            number.as_str().parse().map_or_else(|_| Value::String(number.to_string()), Value::Float)
+        }
         DeValue::Boolean(yes) => Value::Bool(yes),
         DeValue::Datetime(time) => Value::String(time.to_string()),
         DeValue::Array(items) => Value::Array(items.into_iter().map(|item| node(item, places)).collect()),

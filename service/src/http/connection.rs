@@ -39,6 +39,19 @@ pub(super) struct Ends {
     pub(super) pressure: Arc<Notify>,
 }
 
+/// As long as slots are wanting, idle connections are asked this often to go.
+const PRESSURE_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Ends {
+    /// Asks idle connections to go, again and again: those that run now may be idle soon. Never ends.
+    pub(super) async fn press(&self) {
+        loop {
+            self.pressure.notify_waiters();
+            tokio::time::sleep(PRESSURE_INTERVAL).await;
+        }
+    }
+}
+
 /// A slot of the server and the gauge of open connections; given back when the byte stream is dropped, which for an
 /// upgraded connection (CONNECT) is later than the end of its HTTP.
 #[derive(Debug)]
@@ -364,7 +377,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         result
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.activity.wrote(result.is_pending());
         result

@@ -69,9 +69,12 @@ pub fn standard(readiness: &Readiness, metrics: &Metrics) -> BoxedFilter<(Respon
 /// Joins filters, tried in order, into a service for [`super::Server::serve`]. What no filter takes gets a 404 with a JSON body.
 pub fn service(
     filters: impl IntoIterator<Item = BoxedFilter<(Response,)>>,
-) -> impl Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static {
+) -> impl Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ 'static {
     let none = warp::any().and_then(|| async { Err::<Response, _>(warp::reject::not_found()) }).boxed();
-    let all = filters.into_iter().fold(none, |all, filter| filter_or(all, filter));
+    let all = filters.into_iter().fold(none, filter_or);
     TowerToHyperService::new(warp::service(all.recover(refused).unify()))
 }
 

@@ -28,7 +28,9 @@ pub enum ListenAddr {
 
 /// A text is no address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no address to listen on, expected for example \"127.0.0.1:8080\", \"[::1]:8080\" or \"unix:/run/skimmer/x.sock\"")]
+#[error(
+    "{0:?} is no address to listen on, expected for example \"127.0.0.1:8080\", \"[::1]:8080\" or \"unix:/run/skimmer/x.sock\""
+)]
 pub struct InvalidListenAddr(String);
 
 /// A bound listener.
@@ -146,7 +148,9 @@ impl UnixSocket {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is in the way"));
             }
             Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on this socket")),
+                Ok(_) => {
+                    return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens on this socket"));
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
                 Err(error) => return Err(error),
             },

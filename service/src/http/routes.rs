@@ -94,7 +94,8 @@ impl Validate for BodyLimits {
 /// # Errors
 /// When the value has no JSON form, which is a defect.
 pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, ApiFailure> {
-    let body = serde_json::to_vec(value).map_err(|error| ApiFailure::new(Kind::Internal, format!("the answer has no json form: {error}")))?;
+    let body = serde_json::to_vec(value)
+        .map_err(|error| ApiFailure::new(Kind::Internal, format!("the answer has no json form: {error}")))?;
     let mut response = Response::new(Bytes::from(body).into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -188,7 +189,8 @@ impl Call {
                 .with_status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
         }
         let body = self.bytes().await?;
-        serde_json::from_slice(&body).map_err(|error| ApiFailure::new(Kind::Invalid, format!("the body is not as expected: {error}")))
+        serde_json::from_slice(&body)
+            .map_err(|error| ApiFailure::new(Kind::Invalid, format!("the body is not as expected: {error}")))
     }
 
     /// The whole body.
@@ -198,7 +200,8 @@ impl Call {
     pub async fn bytes(&mut self) -> Result<Bytes, ApiFailure> {
         let limit = self.limits.max_body;
         let too_large = || {
-            ApiFailure::new(Kind::Invalid, format!("the body is larger than {limit}")).with_status(StatusCode::PAYLOAD_TOO_LARGE)
+            ApiFailure::new(Kind::Invalid, format!("the body is larger than {limit}"))
+                .with_status(StatusCode::PAYLOAD_TOO_LARGE)
         };
         let announced = self.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > limit.as_u64()) {
@@ -208,7 +211,8 @@ impl Call {
         let collect = async move {
             let mut all = BytesMut::new();
             while let Some(chunk) = body.next().await {
-                let chunk = chunk.map_err(|error| ApiFailure::new(Kind::Invalid, format!("the body broke off: {error}")))?;
+                let chunk =
+                    chunk.map_err(|error| ApiFailure::new(Kind::Invalid, format!("the body broke off: {error}")))?;
                 if (all.len() + chunk.len()) as u64 > limit.as_u64() {
                     return Err(too_large());
                 }
@@ -287,7 +291,8 @@ impl Routes {
         let method = if call.method == Method::HEAD { "GET" } else { call.method.as_str() };
         let Some(handler) = found.value.get(method) else {
             let allow = found.value.keys().copied().collect::<Vec<_>>().join(", ");
-            let mut failure = ApiFailure::new(Kind::Invalid, format!("allowed here: {allow}")).with_status(StatusCode::METHOD_NOT_ALLOWED);
+            let mut failure = ApiFailure::new(Kind::Invalid, format!("allowed here: {allow}"))
+                .with_status(StatusCode::METHOD_NOT_ALLOWED);
             failure.allow = Some(allow);
             return failure.into_response();
         };
@@ -320,7 +325,9 @@ impl Routes {
     }
 }
 
-fn to_bytes<B: warp::Buf>(body: impl futures_util::Stream<Item = Result<B, warp::Error>> + Send + 'static) -> BodyStream {
+fn to_bytes<B: warp::Buf>(
+    body: impl futures_util::Stream<Item = Result<B, warp::Error>> + Send + 'static,
+) -> BodyStream {
     body.map(|chunk| match chunk {
         Ok(mut chunk) => Ok(chunk.copy_to_bytes(chunk.remaining())),
         Err(error) => Err(error.into()),
@@ -349,6 +356,10 @@ impl fmt::Debug for Routes {
 impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Headers may hold credentials.
-        f.debug_struct("Call").field("method", &self.method).field("path", &self.path).field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Call")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
     }
 }

@@ -75,7 +75,11 @@ impl Validate for HttpLimits {
         ] {
             problems.check(!value.is_zero(), name, "must be longer than zero");
         }
-        problems.check((HEADER_MIN..=HEADER_MAX).contains(&self.max_header), "max_header", format!("{HEADER_MIN} to {HEADER_MAX} are allowed"));
+        problems.check(
+            (HEADER_MIN..=HEADER_MAX).contains(&self.max_header),
+            "max_header",
+            format!("{HEADER_MIN} to {HEADER_MAX} are allowed"),
+        );
         problems.check(self.max_streams > 0, "max_streams", "must be above zero");
     }
 }
@@ -204,18 +208,20 @@ impl Server {
         let slots = Arc::new(Semaphore::new(limits.max_connections));
         let ends = Ends { drain: shutdown.clone(), kill: CancellationToken::new(), pressure: Arc::new(Notify::new()) };
         let tracker = TaskTracker::new();
+        // Whoever drops this future drops the connections with it.
+        let _kill = ends.kill.clone().drop_guard();
         loop {
             let slot = if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
                 slot
             } else {
                 debug!(max_connections = limits.max_connections, "all connections are in use");
-                ends.pressure.notify_waiters();
                 tokio::select! {
                     slot = Arc::clone(&slots).acquire_owned() => match slot {
                         Ok(slot) => slot,
                         // Nobody closes the semaphore.
                         Err(_) => break,
                     },
+                    () = ends.press() => break,
                     () = shutdown.cancelled() => break,
                 }
             };
@@ -239,7 +245,9 @@ impl Server {
                 let result = match tls {
                     None => connection::run(stream, peer, service, &limits, &ends, hold, metrics.clone()).await,
                     Some(tls) => match handshake(stream, tls, limits.header_timeout, &ends).await {
-                        Ok(stream) => connection::run(stream, peer, service, &limits, &ends, hold, metrics.clone()).await,
+                        Ok(stream) => {
+                            connection::run(stream, peer, service, &limits, &ends, hold, metrics.clone()).await
+                        }
                         Err(reason) => Err(reason),
                     },
                 };
@@ -255,7 +263,11 @@ impl Server {
         drop(listener);
         tracker.close();
         if tokio::time::timeout(drain_timeout, tracker.wait()).await.is_err() {
-            warn!(connections = tracker.len(), drain_timeout_s = drain_timeout.as_secs_f64(), "cutting connections off");
+            warn!(
+                connections = tracker.len(),
+                drain_timeout_s = drain_timeout.as_secs_f64(),
+                "cutting connections off"
+            );
             ends.kill.cancel();
             tracker.wait().await;
         }
@@ -282,6 +294,9 @@ async fn handshake<T: super::listener::Stream>(
 fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::InvalidInput
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::InvalidInput
     )
 }

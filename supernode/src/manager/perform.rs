@@ -91,7 +91,8 @@ impl Manager {
         dirty.sort_unstable();
         dirty.dedup();
         for task in dirty {
-            let hosts: Vec<HostId> = state.tasks.get(&task).map(|entry| entry.opened.keys().copied().collect()).unwrap_or_default();
+            let hosts: Vec<HostId> =
+                state.tasks.get(&task).map(|entry| entry.opened.keys().copied().collect()).unwrap_or_default();
             for host in hosts {
                 push_to(&mut state, task, host);
             }
@@ -152,6 +153,8 @@ fn refusal(state: &State, task: TaskId, why: RefuseReason) -> TaskError {
         RefuseReason::NeverOrigin => {
             TaskError::new(Kind::Unavailable, "no host has the content, and going back to the origin is disabled")
         }
-        RefuseReason::Quarantined => TaskError::new(Kind::Corrupt, "the content does not have the digest that was asked for"),
+        RefuseReason::Quarantined => {
+            TaskError::new(Kind::Corrupt, "the content does not have the digest that was asked for")
+        }
     }
 }

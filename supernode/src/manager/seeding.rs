@@ -8,7 +8,13 @@ use tracing::{debug, info, warn};
 use super::{Manager, State};
 
 impl Manager {
-    pub(super) fn start_seed(&self, state: &mut State, task: TaskId, on_behalf_of: HostId, holders: Vec<wire::HostInfo>) {
+    pub(super) fn start_seed(
+        &self,
+        state: &mut State,
+        task: TaskId,
+        on_behalf_of: HostId,
+        holders: Vec<wire::HostInfo>,
+    ) {
         let Some(entry) = state.tasks.get_mut(&task) else { return };
         let (spec, headers) = entry.caller(on_behalf_of);
         if entry.seeding {
@@ -92,7 +98,9 @@ impl Manager {
                 let meta = meta.clone();
                 state.dirty.push(task);
                 self.tell_siblings(wire::task_news::Body::Meta(meta.clone()));
-                if let (Ok((_, generation)), Some(pieces)) = (meta.key(), meta.layout().ok().and_then(proto::PieceLayout::count)) {
+                if let (Ok((_, generation)), Some(pieces)) =
+                    (meta.key(), meta.layout().ok().and_then(proto::PieceLayout::count))
+                {
                     entry.seeding = false;
                     self.handle(state, SchedulerEvent::SeedComplete { task, generation, pieces });
                 }
@@ -141,7 +149,10 @@ impl Manager {
         let mut state = self.inner.state.lock();
         match body {
             wire::task_news::Body::Meta(meta) => {
-                let (Ok((task, _)), Some(Ok(spec))) = (meta.key(), meta.spec.clone().map(proto::TaskSpec::try_from)) else { return };
+                let (Ok((task, _)), Some(Ok(spec))) = (meta.key(), meta.spec.clone().map(proto::TaskSpec::try_from))
+                else {
+                    return;
+                };
                 let entry = state.tasks.entry(task).or_insert_with(|| super::tasks::TaskEntry::new(spec));
                 match &mut entry.known {
                     Some(known) if known.meta.generation == meta.generation => known.meta = meta,

@@ -69,9 +69,10 @@ impl TaskEntry {
 
     /// The URL and headers by which this host may read the origin.
     pub(super) fn caller(&self, host: HostId) -> (TaskSpec, HeaderMap) {
-        self.callers
-            .get(&host)
-            .map_or_else(|| (self.spec.clone(), HeaderMap::new()), |caller| (caller.spec.clone(), caller.headers.clone()))
+        self.callers.get(&host).map_or_else(
+            || (self.spec.clone(), HeaderMap::new()),
+            |caller| (caller.spec.clone(), caller.headers.clone()),
+        )
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {

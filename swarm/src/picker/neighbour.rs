@@ -89,8 +89,11 @@ impl Neighbour {
     pub(super) fn answered(&mut self, now: Time, asked_at: Time, bytes: u32) {
         let began = asked_at.max(self.last_good);
         let sample = f64::from(bytes) / now.since(began).as_secs_f64().max(1e-6);
-        self.speed_bytes_per_s =
-            if self.speed_bytes_per_s == 0.0 { sample } else { self.speed_bytes_per_s.mul_add(1.0 - NEW_WEIGHT, sample * NEW_WEIGHT) };
+        self.speed_bytes_per_s = if self.speed_bytes_per_s == 0.0 {
+            sample
+        } else {
+            self.speed_bytes_per_s.mul_add(1.0 - NEW_WEIGHT, sample * NEW_WEIGHT)
+        };
         self.last_good = now;
         self.failures = 0;
     }
@@ -147,7 +150,8 @@ impl Meter {
         self.bytes = self.bytes.mul_add((-age / Self::FADE_S).exp(), f64::from(bytes));
         self.at = now;
         let took = took.as_secs_f64();
-        self.answer_s = if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
+        self.answer_s =
+            if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
     }
 
     /// Bytes per second lately received.

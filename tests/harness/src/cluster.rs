@@ -162,7 +162,9 @@ impl ClusterBuilder<'_> {
         let supernode_list: Vec<String> = supernodes
             .iter()
             .enumerate()
-            .map(|(number, (_, ports))| format!("{{ id = \"supernode-{number}\", endpoint = \"http://{}\" }}", ports.main))
+            .map(|(number, (_, ports))| {
+                format!("{{ id = \"supernode-{number}\", endpoint = \"http://{}\" }}", ports.main)
+            })
             .collect();
         let supernode_list = supernode_list.join(", ");
         let config_service = self.config_service.as_ref().map(|name| -> Result<Daemon> {

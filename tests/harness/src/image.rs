@@ -190,6 +190,8 @@ impl Image {
         let reference = format!("{}/{repository}:{tag}", registry.name());
         let mut skopeo =
             registry.host().program("skopeo").args(["--insecure-policy", "copy", "--all", "--preserve-digests"]);
+        // Nobody's own settings and passwords.
+        skopeo = skopeo.env("HOME", &self.folder);
         if registry.is_plain() {
             skopeo = skopeo.arg("--dest-tls-verify=false");
         }

@@ -153,7 +153,9 @@ impl Actor {
             }
             ClusterEvent::Peers(peers) => self.call(peers),
             ClusterEvent::Refused(error) => self.fail(error),
-            ClusterEvent::Discard { generation, reason } if generation == self.shared.generation => self.discard(&reason),
+            ClusterEvent::Discard { generation, reason } if generation == self.shared.generation => {
+                self.discard(&reason)
+            }
             ClusterEvent::Discard { .. } => {}
             ClusterEvent::Lost => {
                 if let Authority::Cluster { lost_since, .. } = &mut self.authority {

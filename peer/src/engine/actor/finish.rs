@@ -154,7 +154,11 @@ async fn digest_pass(shared: &Arc<Shared>) -> Result<(), TaskError> {
     }
 }
 
-async fn hash_range(shared: &Arc<Shared>, mut hasher: DigestHasher, range: ByteRange) -> Result<DigestHasher, TaskError> {
+async fn hash_range(
+    shared: &Arc<Shared>,
+    mut hasher: DigestHasher,
+    range: ByteRange,
+) -> Result<DigestHasher, TaskError> {
     let shared = Arc::clone(shared);
     tokio::task::spawn_blocking(move || {
         let mut buffer = vec![0; READ_BYTES];

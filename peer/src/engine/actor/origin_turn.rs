@@ -121,8 +121,15 @@ impl Actor {
             Some((from, to)) => {
                 debug!(task = ?self.shared.task, from = from.0, to = ?to.map(|to| to.0), "reading the origin");
                 let rate = if self.origin.orphan { self.inner.orphan_limit.clone() } else { self.shared.limit.clone() };
-                let reading =
-                    origin::read(Arc::clone(&self.inner), Arc::clone(&self.shared), self.headers.clone(), rate, body, from, to);
+                let reading = origin::read(
+                    Arc::clone(&self.inner),
+                    Arc::clone(&self.shared),
+                    self.headers.clone(),
+                    rate,
+                    body,
+                    from,
+                    to,
+                );
                 self.origin.running = Some(self.inner.tracker.spawn(reading).abort_handle());
             }
             // Neighbours say they have all that is missing: whether they deliver is looked at again.

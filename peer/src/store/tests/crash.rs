@@ -217,3 +217,55 @@ fn another_version_and_a_second_process_are_told() {
     let error = Store::open(StoreConfig::new(dir.path(), ROOMY)).unwrap_err();
     assert!(error.to_string().contains("format version 2, this program reads version 1"), "{error}");
 }
+
+/// Names the folder to the process that is going to be killed.
+const VICTIM_DIR: &str = "SKIMMER_TEST_STORE_VICTIM_DIR";
+
+/// Not a test of its own: what the killed process does. Tells of every piece it has, and then goes on until it is killed.
+#[test]
+fn victim() {
+    let Ok(dir) = std::env::var(VICTIM_DIR) else { return };
+    let store = open(Path::new(&dir));
+    for n in 0.. {
+        let data = bytes(n, 20 * PIECE);
+        let content = store.create(new_task(n, 1, Some(20 * PIECE))).unwrap();
+        for piece in 0..20 {
+            write(&content, piece, &data);
+            // Not captured, unlike what is printed.
+            std::io::Write::write_all(&mut std::io::stderr().lock(), format!("has {n} {piece}\n").as_bytes()).unwrap();
+        }
+        content.finish(root(content.layout(), &data)).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_process_loses_no_piece_it_had() {
+    use std::io::BufRead;
+    use std::process::{Command, Stdio};
+    for pieces in [1, 19, 20, 33, 75] {
+        let dir = folder();
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::crash::victim", "--nocapture"])
+            .env(VICTIM_DIR, dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = std::io::BufReader::new(victim.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut had: Vec<String> = told.by_ref().filter(|line| line.starts_with("has ")).take(pieces).collect();
+        assert!(matches!(Store::open(StoreConfig::new(dir.path(), ROOMY)), Err(StoreError::Locked { .. })));
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        had.extend(told.filter(|line| line.starts_with("has ")));
+        let store = open(dir.path());
+        for line in had {
+            let mut numbers = line.split(' ').skip(1).map(|n| n.parse::<u64>().unwrap());
+            let (n, piece) = (numbers.next().unwrap(), PieceIndex(u32::try_from(numbers.next().unwrap()).unwrap()));
+            let content = store.get(task_id(n), None).unwrap().unwrap();
+            assert!(content.has(piece), "{line}");
+            let mut buf = vec![0; PIECE as usize];
+            content.read(u64::from(piece.0) * PIECE, &mut buf).unwrap();
+            assert!(buf == piece_bytes(content.layout(), piece, &bytes(n, 20 * PIECE)));
+        }
+    }
+}

@@ -6,11 +6,12 @@ use proto::{ByteRange, Kind};
 
 use super::*;
 
+/// The folder is last, so that nobody writes to it any more when it is removed.
 struct Fixture {
-    dir: TempDir,
-    store: Store,
     content: Arc<Content>,
+    store: Store,
     data: Vec<u8>,
+    dir: TempDir,
 }
 
 fn fixture() -> Fixture {
@@ -18,7 +19,7 @@ fn fixture() -> Fixture {
     let store = open(&dir.path().join("store"));
     let data = bytes(1, 3 * MIB + 7);
     let content = finished(&store, 1, &data);
-    Fixture { dir, store, content, data }
+    Fixture { content, store, data, dir }
 }
 
 impl Fixture {

@@ -243,7 +243,8 @@ fn discarding_stops_those_who_hold_it() {
     assert!(store.get(task_id(1), None).unwrap().is_none() && store.inventory().is_empty());
     assert!(!content.has(PieceIndex(0)) && content.have().is_empty() && content.hash_of(PieceIndex(0)).is_none());
     assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Discarded)));
-    let late = content.write_piece(PieceIndex(1), piece_bytes(content.layout(), PieceIndex(1), &data), PieceHash([0; 32]));
+    let late =
+        content.write_piece(PieceIndex(1), piece_bytes(content.layout(), PieceIndex(1), &data), PieceHash([0; 32]));
     assert!(matches!(late, Err(StoreError::Discarded)));
     assert!(content.set_length(3 * PIECE).is_err() && content.finish(Root([0; 32])).is_err());
     assert_eq!(store.usage().used_bytes, 3 * PIECE, "still on disk while it is open");

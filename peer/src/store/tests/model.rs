@@ -49,10 +49,10 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 struct World {
-    dir: TempDir,
-    store: Option<Store>,
     held: BTreeMap<u64, Arc<Content>>,
+    store: Option<Store>,
     expected: BTreeMap<u64, Expected>,
+    dir: TempDir,
 }
 
 /// Even tasks know their length from the start, odd ones learn it; task 2 has one piece, task 3 ends on a piece's end.
@@ -106,7 +106,8 @@ impl World {
             Op::Finish(n) => {
                 let Some(content) = self.content(n) else { return };
                 let expected = self.expected.get_mut(&n).unwrap();
-                let is_full = expected.knows_length && content.layout().count() == u32::try_from(expected.pieces.len()).ok();
+                let is_full =
+                    expected.knows_length && content.layout().count() == u32::try_from(expected.pieces.len()).ok();
                 let result = content.finish(Root(*blake3::hash(&data(n)).as_bytes()));
                 assert_eq!(result.is_ok(), is_full, "{result:?}");
                 expected.finished |= is_full;
@@ -187,7 +188,7 @@ proptest! {
     fn the_store_does_what_the_model_says(ops in proptest::collection::vec(op(), 1..60)) {
         let dir = folder();
         let store = open(&dir.path().join("store"));
-        let mut world = World { dir, store: Some(store), held: BTreeMap::new(), expected: BTreeMap::new() };
+        let mut world = World { held: BTreeMap::new(), store: Some(store), expected: BTreeMap::new(), dir };
         for op in &ops {
             world.apply(op);
         }

@@ -16,7 +16,8 @@ fn five_times_the_capacity_goes_through_and_what_is_in_use_stays() {
         drop(finished(&store, n, &bytes(n, size)));
         let used = store.usage().used_bytes;
         assert!(used <= capacity * 95 / 100, "{used} after {n}");
-        let on_disk: u64 = store.inventory().iter().map(|e| fs::metadata(path_of_entry(&store, e)).unwrap().size()).sum();
+        let on_disk: u64 =
+            store.inventory().iter().map(|e| fs::metadata(path_of_entry(&store, e)).unwrap().size()).sum();
         assert!(on_disk <= used);
     }
     for (n, content) in held.iter().enumerate() {
@@ -52,6 +53,20 @@ fn what_was_used_last_stays_longest() {
     drop(finished(&store, 20, &bytes(20, MIB)));
     let left: Vec<u64> = (0..9).filter(|n| store.get(task_id(*n), None).unwrap().is_some()).collect();
     assert_eq!(left, [0, 3, 4, 5, 6, 7, 8]);
+}
+
+#[test]
+fn a_use_lasts_until_it_is_let_go() {
+    let dir = folder();
+    let store = open_sized(dir.path(), 10 * MIB);
+    let long = finished(&store, 0, &bytes(0, MIB));
+    for n in 1..9 {
+        drop(finished(&store, n, &bytes(n, MIB)));
+    }
+    drop(long);
+    drop(finished(&store, 20, &bytes(20, MIB)));
+    assert!(store.get(task_id(0), None).unwrap().is_some());
+    assert!(store.get(task_id(1), None).unwrap().is_none());
 }
 
 #[test]
@@ -115,7 +130,10 @@ impl SmallDisk {
             return None;
         }
         let dir = folder();
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "skimmer-test"]).arg(dir.path()).status();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "skimmer-test"])
+            .arg(dir.path())
+            .status();
         if !mounted.is_ok_and(|status| status.success()) {
             eprintln!("skipped: tmpfs cannot be mounted here");
             return None;

@@ -65,7 +65,8 @@ async fn frames_go_both_ways(kind: Kind) {
     let Pair { a: _a, b: _b, dialled, accepted } = pair(kind).await;
     let (mut to_b, mut from_b) = dialled.split();
     let (mut to_a, mut from_a) = accepted.split();
-    let frames: Vec<Frame> = (0..200).map(ping).chain([0, 1, 16_383, 100_000, 1_000_000].map(large)).chain([ping(1)]).collect();
+    let frames: Vec<Frame> =
+        (0..200).map(ping).chain([0, 1, 16_383, 100_000, 1_000_000].map(large)).chain([ping(1)]).collect();
     let send = |mut to: Sender, frames: Vec<Frame>| async move {
         for frame in &frames {
             to.send(frame).await.expect("sent");
@@ -132,7 +133,10 @@ async fn content_in_parts_between_frames(kind: Kind) {
     let sending = tokio::spawn(async move {
         let (mut sender, keep) = dialled.split();
         for _ in 0..3 {
-            sender.send_content(&piece(1_000_003), &file, range(0, 1_000_003), &Limit::unlimited()).await.expect("sent");
+            sender
+                .send_content(&piece(1_000_003), &file, range(0, 1_000_003), &Limit::unlimited())
+                .await
+                .expect("sent");
             sender.send(&ping(1)).await.expect("sent");
         }
         (sender, keep)
@@ -166,7 +170,10 @@ async fn many_channels(kind: Kind) {
         let file = file_of(&bytes);
         tasks.spawn(async move {
             let (mut sender, _keep) = dialled.split();
-            sender.send_content(&piece(length), &file, range(0, length.into()), &Limit::unlimited()).await.expect("sent");
+            sender
+                .send_content(&piece(length), &file, range(0, length.into()), &Limit::unlimited())
+                .await
+                .expect("sent");
             sender.finish().await.expect("finished");
         });
         tasks.spawn(async move {
@@ -397,7 +404,8 @@ async fn several_addresses(kind: Kind) {
 }
 
 async fn other_host_at_the_first_address(kind: Kind) {
-    let (a, b, other) = (bind(1, config(&[kind])).await, bind(2, config(&[kind])).await, bind(9, config(&[kind])).await);
+    let (a, b, other) =
+        (bind(1, config(&[kind])).await, bind(2, config(&[kind])).await, bind(9, config(&[kind])).await);
     let mut told = b.local().clone();
     told.addresses = vec![other.local().addresses[0].clone(), a.local().addresses[0].clone()];
     let error = a.dial(&told, Purpose::Data).await.expect_err("somebody else");

@@ -90,11 +90,12 @@ async fn quic_garbage_is_cut_off_and_others_are_served() {
             udp.send_to(&vec![fill; length], address_of(&b)).expect("sent");
         }
     }
-    let mut other = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("tls 1.3")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
+    let mut other =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("tls 1.3")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
     other.alpn_protocols = vec![b"h3".to_vec()];
     let other = quinn::crypto::rustls::QuicClientConfig::try_from(other).expect("quic");
     let other = quinn::ClientConfig::new(Arc::new(other));
@@ -182,8 +183,12 @@ async fn an_answer_that_makes_no_sense_is_an_error() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
     let address = listener.local_addr().expect("bound").to_string();
     let remote = wire::HostInfo { addresses: vec![address], transports: vec!["tcp".into()], ..host(2) };
-    let ack = |version, host| encoded(&Frame { body: Some(Body::HelloAck(wire::HelloAck { version, host, refused: String::new() })) });
-    for answer in [ack(9, Some(host(2))), ack(2, None), encoded(&ping(1)), BytesMut::from(&b"SSH-2.0-x\r\n"[..]), BytesMut::new()] {
+    let ack = |version, host| {
+        encoded(&Frame { body: Some(Body::HelloAck(wire::HelloAck { version, host, refused: String::new() })) })
+    };
+    for answer in
+        [ack(9, Some(host(2))), ack(2, None), encoded(&ping(1)), BytesMut::from(&b"SSH-2.0-x\r\n"[..]), BytesMut::new()]
+    {
         let answering = async {
             let (mut stream, _) = listener.accept().await.expect("accepted");
             stream.write_all(&answer).await.expect("written");

@@ -66,6 +66,7 @@ impl Podman {
             podman.args(["--storage-driver", "overlay", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]);
         podman = podman.env("CONTAINERS_REGISTRIES_CONF", self.folder.join("registries.conf"));
         podman = podman.env("REGISTRY_AUTH_FILE", self.folder.join("auth.json")).env("TMPDIR", &self.folder);
+        podman = podman.env("HOME", &self.folder);
         for (name, value) in &self.env {
             podman = podman.env(name, value);
         }

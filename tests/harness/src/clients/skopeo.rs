@@ -55,7 +55,8 @@ impl Skopeo {
     #[must_use]
     pub fn pulling(&self, reference: &str) -> ProcBuilder {
         let mut skopeo = self.host.program("skopeo").args(["--insecure-policy", "copy"]);
-        skopeo = skopeo.env("REGISTRY_AUTH_FILE", self.folder.with_extension("auth"));
+        // Nobody's own settings and passwords.
+        skopeo = skopeo.env("REGISTRY_AUTH_FILE", self.folder.with_extension("auth")).env("HOME", &self.folder);
         if self.plain {
             skopeo = skopeo.arg("--src-tls-verify=false");
         }

@@ -1,0 +1,255 @@
+//! The engine in this process, for hosts without a dfdaemon.
+//!
+//! It keeps its pieces in a store of the user's own, so that an interrupted download continues where it was. When
+//! another dfget of the same user has that store open, a temporary one is used.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfdaemon::carry_out;
+use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+use peer::engine::Engine;
+use peer::node::{HostConfig, NodeConfig, NodeError, PeerConfig, RatesConfig, StoreSection, TasksConfig};
+use peer::source::{Globs, Guard, HostOptions, ListRequest as SourceListRequest, Source, SourceConfig};
+use peer::store::StoreError;
+use proto::Kind;
+use proto::api::SupernodeEntry;
+use service::config::{ByteSize, Rate};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::daemon::{event, message};
+use super::{Backend, BackendError, BoxFuture, Events, Request};
+use crate::exit::{Cause, Failure};
+use crate::lister::{ListRequest, Listed, ListedFile, Lister};
+use crate::options::LocalSettings;
+use crate::run::Parts;
+
+/// What a user's own store may hold.
+const CAPACITY: ByteSize = ByteSize::gib(20);
+/// Supernodes named on the command line get this long to answer before the first download begins.
+const SUPERNODE_WAIT: Duration = Duration::from_secs(2);
+/// Whether peers still come is looked at so often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// The real parts: an engine and a lister on crate `peer`.
+#[derive(Debug, Default)]
+pub struct LocalParts;
+
+/// An engine in this process, on threads of its own: hashing and writing must not wait for the reports.
+struct LocalBackend {
+    engine: Engine,
+    alive: Option<Duration>,
+    runtime: Mutex<Option<Runtime>>,
+    /// A store for this process alone, removed with it.
+    temporary: Option<PathBuf>,
+}
+
+impl Parts for LocalParts {
+    fn engine<'a>(&'a self, settings: &'a LocalSettings) -> BoxFuture<'a, Result<Arc<dyn Backend>, Failure>> {
+        Box::pin(async move {
+            let backend = LocalBackend::start(settings).await?;
+            Ok::<Arc<dyn Backend>, Failure>(Arc::new(backend))
+        })
+    }
+
+    fn lister(&self, settings: &LocalSettings) -> Result<Arc<dyn Lister>, Failure> {
+        service::tls::install_provider();
+        let source = Source::new(source(settings)?)
+            .map_err(|error| Failure::new(Cause::Kind(error.kind()), error.to_string()))?;
+        Ok(Arc::new(SourceLister(source)))
+    }
+}
+
+impl LocalBackend {
+    async fn start(settings: &LocalSettings) -> Result<Self, Failure> {
+        service::tls::install_provider();
+        let internal =
+            |what: &str| Failure::new(Cause::Kind(Kind::Internal), format!("cannot start the engine: {what}"));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 8))
+            .enable_all()
+            .build()
+            .map_err(|error| internal(&error.to_string()))?;
+        let dir = store_dir(settings)?;
+        let opened = start(&runtime, settings, &dir).await?;
+        let (engine, temporary) = match opened {
+            Err(NodeError::Store(StoreError::Locked { .. })) => {
+                let own = dir.join(format!("dfget-{}", std::process::id()));
+                let engine = start(&runtime, settings, &own).await?.map_err(|error| failed(&error))?;
+                (engine, Some(own))
+            }
+            Err(error) => return Err(failed(&error)),
+            Ok(engine) => (engine, None),
+        };
+        if !settings.supernodes.is_empty() {
+            // Without an answer the engine's own rules for hosts without a supernode apply.
+            let _ = tokio::time::timeout(SUPERNODE_WAIT, engine.wait_for_supernode()).await;
+        }
+        Ok(Self { engine, alive: settings.alive, runtime: Mutex::new(Some(runtime)), temporary })
+    }
+}
+
+/// Starts the engine on its own runtime.
+async fn start(runtime: &Runtime, settings: &LocalSettings, dir: &Path) -> Result<Result<Engine, NodeError>, Failure> {
+    let config = node(settings, dir)?;
+    runtime
+        .spawn(config.start())
+        .await
+        .map_err(|error| Failure::new(Cause::Kind(Kind::Internal), format!("the engine broke while starting: {error}")))
+}
+
+fn failed(error: &NodeError) -> Failure {
+    let kind = match error {
+        NodeError::Store(error) => error.kind(),
+        NodeError::Source(error) => error.kind(),
+        _ => Kind::Unavailable,
+    };
+    Failure::new(Cause::Kind(kind), error.to_string())
+}
+
+fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
+    let alone = settings.supernodes.is_empty();
+    let address = SocketAddr::new(settings.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), settings.port.unwrap_or(0));
+    let defaults = PeerConfig::default();
+    let supernodes = (!alone).then(|| {
+        let entries = settings
+            .supernodes
+            .iter()
+            .map(|supernode| SupernodeEntry { id: supernode.endpoint.clone(), endpoint: supernode.endpoint.clone() })
+            .collect();
+        watch::channel(entries).1
+    });
+    Ok(NodeConfig {
+        host: HostConfig::default(),
+        peer: PeerConfig {
+            listen: if alone { Vec::new() } else { vec![address] },
+            pieces_in_flight: settings.pieces_in_flight.unwrap_or(defaults.pieces_in_flight),
+            ..defaults
+        },
+        store: StoreSection { dir: dir.to_owned(), capacity: CAPACITY, ..StoreSection::default() },
+        rates: RatesConfig {
+            download: settings.total_rate_bytes_per_s.map_or(Rate::UNLIMITED, Rate::bytes_per_s),
+            ..RatesConfig::default()
+        },
+        tasks: TasksConfig::default(),
+        source: source(settings)?,
+        // The user could reach every address without dfget, too.
+        guard: Guard::permissive(),
+        seed: false,
+        supernodes,
+    })
+}
+
+fn source(settings: &LocalSettings) -> Result<SourceConfig, Failure> {
+    // Whoever runs dfget by hand waits for it: no long random delay without a supernode.
+    let mut config = SourceConfig {
+        orphan_delay_min: Duration::ZERO,
+        orphan_delay_max: Duration::from_secs(2),
+        ..SourceConfig::default()
+    };
+    if settings.insecure || !settings.ca_files.is_empty() {
+        let ca = match settings.ca_files.as_slice() {
+            [] => None,
+            [one] => Some(one.clone()),
+            _ => {
+                let message = "one file of certificates can be given; put them together into one PEM file";
+                return Err(Failure::new(Cause::Kind(Kind::Invalid), message));
+            }
+        };
+        let any = HostOptions { ca, insecure: settings.insecure, ..HostOptions::default() };
+        config.hosts.insert("*".to_owned(), any);
+    }
+    Ok(config)
+}
+
+/// Where the user's own store is.
+fn store_dir(settings: &LocalSettings) -> Result<PathBuf, Failure> {
+    if let Some(dir) = &settings.data_dir {
+        return Ok(dir.clone());
+    }
+    if let Some(home) = &settings.home {
+        return Ok(home.join("data"));
+    }
+    let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    named("XDG_DATA_HOME")
+        .or_else(|| named("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("skimmer/dfget"))
+        .ok_or_else(|| {
+            Failure::new(Cause::Kind(Kind::Invalid), "neither HOME nor XDG_DATA_HOME is set; name a folder with --home")
+        })
+}
+
+impl Backend for LocalBackend {
+    fn name(&self) -> &'static str {
+        "dfget"
+    }
+
+    fn download(&self, request: Request) -> BoxFuture<'_, Result<Events, BackendError>> {
+        Box::pin(async move {
+            let handle = self.runtime.lock().as_ref().map(|runtime| runtime.handle().clone());
+            let Some(handle) = handle else { return Err(BackendError::Lost(None)) };
+            let _inside = handle.enter();
+            let events = ReceiverStream::new(carry_out(self.engine.clone(), message(request).into_inner(), true));
+            let events = events.filter_map(|item| std::future::ready(event(item).transpose()));
+            Ok::<Events, _>(Box::pin(events))
+        })
+    }
+
+    fn linger(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Some(alive) = self.alive else { return };
+            let sent = || self.engine.metrics().bytes_uploaded.get();
+            let (mut last, mut since) = (sent(), tokio::time::Instant::now());
+            while since.elapsed() < alive {
+                tokio::time::sleep(LOOK_EVERY).await;
+                if sent() != last {
+                    (last, since) = (sent(), tokio::time::Instant::now());
+                }
+            }
+        })
+    }
+}
+
+impl Drop for LocalBackend {
+    fn drop(&mut self) {
+        // What is not on the disk yet is hashed again by the next dfget; nobody waits for it here.
+        if let Some(runtime) = self.runtime.lock().take() {
+            runtime.shutdown_background();
+        }
+        if let Some(dir) = &self.temporary {
+            // A leftover is only lost space in the user's own folder.
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+}
+
+/// Reads listings over HTTP.
+struct SourceLister(Source);
+
+impl Lister for SourceLister {
+    fn list(&self, request: ListRequest) -> BoxFuture<'_, Result<Listed, Failure>> {
+        Box::pin(async move {
+            let invalid = |error: &dyn std::fmt::Display| Failure::new(Cause::Kind(Kind::Invalid), error.to_string());
+            let mut wanted = SourceListRequest::new(request.url, Guard::permissive());
+            for (name, value) in &request.headers {
+                let name = http::HeaderName::try_from(name).map_err(|error| invalid(&error))?;
+                let value = http::HeaderValue::from_bytes(value).map_err(|error| invalid(&error))?;
+                wanted.headers.append(name, value);
+            }
+            wanted.include = Globs::new(&request.include).map_err(|error| invalid(&error))?;
+            wanted.depth_max = request.depth_max;
+            wanted.files_max = request.files_max;
+            let seed = u64::from(std::process::id());
+            let listing = peer::source::list(&self.0, wanted, seed)
+                .await
+                .map_err(|error| Failure::new(Cause::Kind(error.kind()), error.to_string()))?;
+            let files = listing.files.into_iter().map(|file| ListedFile { path: file.path, url: file.url }).collect();
+            Ok(Listed { files, beyond_depth: listing.beyond_depth.len() })
+        })
+    }
+}

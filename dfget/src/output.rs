@@ -1,0 +1,347 @@
+//! The output: whether it can be written, and the temporary file when dfget itself writes it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use proto::Kind;
+use rustix::fs::Access;
+
+use crate::exit::{Cause, Failure};
+
+/// Copied at a time from the temporary file into an existing one.
+const COPY_LEN: usize = 1 << 20;
+
+/// Folders that were made for outputs. Those that are still empty on drop go again: their files failed.
+#[derive(Debug, Default)]
+pub struct MadeFolders(Vec<PathBuf>);
+
+impl Drop for MadeFolders {
+    fn drop(&mut self) {
+        // Made after the folder they are in, so gone before it.
+        for folder in self.0.drain(..).rev() {
+            // Mostly not empty, and so meant to stay.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
+/// Where an output really goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A regular file, or none yet; symbolic links are followed. It is replaced by rename.
+    File(PathBuf),
+    /// A device, a pipe or a socket: it must never be replaced, so the bytes are written into it as they come.
+    Special(PathBuf),
+}
+
+/// Makes the output's folder where it is missing, and finds out beforehand what would fail after all bytes came.
+///
+/// # Errors
+/// When the output exists and may not be replaced, is a folder, or its folder cannot be written.
+pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<Place, Failure> {
+    let unwritable = |error: io::Error| Failure::of_output(path, "write", &error);
+    let existing = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => {
+            return Err(Failure::new(Cause::Output, format!("cannot write {}: it is a folder", path.display())));
+        }
+        Ok(_) if !overwrite => {
+            return Err(Failure::new(Cause::Exists, format!("{} exists, and --no-clobber was given", path.display())));
+        }
+        Ok(meta) => Some(meta),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(unwritable(error)),
+    };
+    let path = match existing {
+        // A rename would put a file where /dev/null was.
+        Some(meta) if !meta.is_file() => return Ok(Place::Special(path.to_owned())),
+        Some(_) => std::fs::canonicalize(path).map_err(unwritable)?,
+        None => path.to_owned(),
+    };
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
+    make_folders(folder, made)?;
+    // Overwriting is by rename, so it is the folder that must be writable.
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| unwritable(error.into()))?;
+    Ok(Place::File(path))
+}
+
+/// A device or a pipe that bytes are written into as they come.
+#[derive(Debug)]
+pub struct Special {
+    path: PathBuf,
+    file: Arc<File>,
+    length: u64,
+}
+
+impl Special {
+    /// Opens it; a pipe without a reader is waited for, not on the runtime's thread.
+    ///
+    /// # Errors
+    /// When it cannot be opened for writing.
+    pub async fn open(path: PathBuf) -> Result<Self, Failure> {
+        let opening = path.clone();
+        let opened = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(opening)).await;
+        let file =
+            opened.map_err(io::Error::other).flatten().map_err(|error| Failure::of_output(&path, "write", &error))?;
+        Ok(Self { path, file: Arc::new(file), length: 0 })
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Says whether a download can begin anew: what was written cannot be taken back.
+    ///
+    /// # Errors
+    /// When something was written.
+    pub fn restart(&self) -> Result<(), Failure> {
+        if self.length == 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "the download was interrupted after {} bytes went to {}, which cannot be taken back",
+            self.length,
+            self.path.display()
+        );
+        Err(Failure::new(Cause::Kind(Kind::Unavailable), message))
+    }
+
+    /// Writes the next bytes.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub async fn append(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        let (file, length) = (Arc::clone(&self.file), bytes.len() as u64);
+        let written = tokio::task::spawn_blocking(move || (&*file).write_all(&bytes)).await;
+        written.map_err(io::Error::other).flatten().map_err(|error| Failure::of_output(&self.path, "write", &error))?;
+        self.length += length;
+        Ok(())
+    }
+}
+
+fn make_folders(folder: &Path, made: &mut MadeFolders) -> Result<(), Failure> {
+    let missing: Vec<_> = folder.ancestors().take_while(|folder| !folder.is_dir()).collect();
+    for folder in missing.into_iter().rev() {
+        match std::fs::create_dir(folder) {
+            Ok(()) => made.0.push(folder.to_owned()),
+            // Another process was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+            Err(error) => return Err(Failure::of_output(folder, "make the folder", &error)),
+        }
+    }
+    Ok(())
+}
+
+/// A file that ranges are written into. When it was made for this, it is gone on drop unless kept or written to.
+#[derive(Debug)]
+pub struct Target(Option<PathBuf>);
+
+/// The file that ranges are written into; made when it is missing.
+///
+/// # Errors
+/// When it cannot be opened for writing.
+pub fn ensure_file(path: &Path) -> Result<Target, Failure> {
+    let failed = |error: io::Error| Failure::of_output(path, "write", &error);
+    match OpenOptions::new().write(true).create_new(true).open(path) {
+        Ok(_) => Ok(Target(Some(path.to_owned()))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            OpenOptions::new().write(true).open(path).map_err(failed)?;
+            Ok(Target(None))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+impl Target {
+    /// The range is in it.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take()
+            // Other ranges may have come meanwhile.
+            && std::fs::metadata(&path).is_ok_and(|meta| meta.len() == 0)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A file next to the output, gone on drop unless it took the output's place.
+#[derive(Debug)]
+pub struct Temporary {
+    path: PathBuf,
+    file: Arc<File>,
+    length: u64,
+    kept: bool,
+}
+
+impl Temporary {
+    /// A new one in the folder of `output`, with a name that no other process and no other download of this one uses.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn beside(output: &Path) -> Result<Self, Failure> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(".dfget-{}-{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = output.with_file_name(name);
+        // Left behind by a process of the same number that was killed.
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Failure::of_output(&path, "replace", &error));
+            }
+            _ => {}
+        }
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
+        let file = file.map_err(|error| Failure::of_output(output, "write", &error))?;
+        Ok(Self { path, file: Arc::new(file), length: 0, kept: false })
+    }
+
+    /// Bytes written so far.
+    #[must_use]
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Forgets all bytes: they were of another content.
+    ///
+    /// # Errors
+    /// When the file cannot be cut.
+    pub fn restart(&mut self) -> Result<(), Failure> {
+        self.length = 0;
+        self.file.set_len(0).map_err(|error| Failure::of_output(&self.path, "write", &error))
+    }
+
+    /// Appends bytes, not on the runtime's thread: a disk may take long.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub async fn append(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        let (file, offset, length) = (Arc::clone(&self.file), self.length, bytes.len() as u64);
+        let written = tokio::task::spawn_blocking(move || file.write_all_at(&bytes, offset)).await;
+        written.map_err(io::Error::other).flatten().map_err(|error| Failure::of_output(&self.path, "write", &error))?;
+        self.length += length;
+        Ok(())
+    }
+
+    /// Takes the output's place.
+    ///
+    /// # Errors
+    /// When the output came into being meanwhile and may not be replaced, or the rename fails.
+    pub fn finish(mut self, output: &Path, overwrite: bool) -> Result<(), Failure> {
+        let failed = |error: &io::Error| Failure::of_output(output, "write", error);
+        if overwrite {
+            // A power loss must not leave an empty file where a good one was.
+            if output.is_file() {
+                self.file.sync_data().map_err(|error| failed(&error))?;
+            }
+            std::fs::rename(&self.path, output).map_err(|error| failed(&error))?;
+        } else {
+            // Takes the name first, which only one can; not every file system has hard links or RENAME_NOREPLACE.
+            OpenOptions::new().write(true).create_new(true).open(output).map_err(|error| failed(&error))?;
+            if let Err(error) = std::fs::rename(&self.path, output) {
+                let _ = std::fs::remove_file(output);
+                return Err(failed(&error));
+            }
+        }
+        self.kept = true;
+        Ok(())
+    }
+
+    /// Writes the bytes into `output`, from `offset` on, and leaves the others as they are.
+    ///
+    /// # Errors
+    /// When reading or writing fails.
+    pub fn finish_into(self, output: &Path, offset: u64) -> Result<(), Failure> {
+        let copied = OpenOptions::new()
+            .write(true)
+            .open(output)
+            .and_then(|target| copy(&self.file, self.length, &target, offset));
+        copied.map_err(|error| Failure::of_output(output, "write", &error))
+    }
+}
+
+fn copy(from: &File, length: u64, to: &File, offset: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY_LEN];
+    let mut done = 0;
+    while done < length {
+        let wanted = usize::try_from(length - done).unwrap_or(COPY_LEN).min(COPY_LEN);
+        from.read_exact_at(&mut buffer[..wanted], done)?;
+        to.write_all_at(&buffer[..wanted], offset + done)?;
+        done += wanted as u64;
+    }
+    Ok(())
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn folders_are_made_and_go_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c.bin");
+        let mut made = MadeFolders::default();
+        prepare(&path, true, &mut made).unwrap();
+        prepare(&dir.path().join("a/c/d"), true, &mut made).unwrap();
+        assert!(dir.path().join("a/b").is_dir() && dir.path().join("a/c").is_dir());
+        drop(std::mem::take(&mut made));
+        assert!(!dir.path().join("a").is_dir());
+        prepare(&path, true, &mut made).unwrap();
+        std::fs::write(&path, "x").unwrap();
+        drop(std::mem::take(&mut made));
+        let mut prepare = |path: &Path, overwrite| prepare(path, overwrite, &mut made);
+        assert_eq!(prepare(&path, false).unwrap_err().cause, Cause::Exists);
+        assert!(prepare(&path, true).is_ok());
+        assert_eq!(prepare(&dir.path().join("a"), true).unwrap_err().exit(), Exit::Output);
+        std::os::unix::fs::symlink("a/b/c.bin", dir.path().join("link")).unwrap();
+        assert_eq!(prepare(&dir.path().join("link"), true).unwrap(), Place::File(path.canonicalize().unwrap()));
+        assert_eq!(prepare("/dev/null".as_ref(), true).unwrap(), Place::Special("/dev/null".into()));
+        let below_a_file = prepare(&path.join("d"), true).unwrap_err();
+        assert_eq!(below_a_file.exit(), Exit::Output);
+    }
+
+    #[tokio::test]
+    async fn a_temporary_file_replaces_or_vanishes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "old").unwrap();
+        let mut part = Temporary::beside(&path).unwrap();
+        part.append(Bytes::from_static(b"wrong")).await.unwrap();
+        part.restart().unwrap();
+        part.append(Bytes::from_static(b"n")).await.unwrap();
+        part.append(Bytes::from_static(b"ew")).await.unwrap();
+        assert_eq!(part.length(), 3);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        Temporary::beside(&path).unwrap().finish(&dir.path().join("g"), false).unwrap();
+        std::fs::remove_file(dir.path().join("g")).unwrap();
+        let other = Temporary::beside(&path).unwrap();
+        assert_eq!(other.finish(&path, false).unwrap_err().cause, Cause::Exists);
+        part.finish(&path, true).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        let mut part = Temporary::beside(&path).unwrap();
+        part.append(Bytes::from_static(b"E")).await.unwrap();
+        part.finish_into(&path, 1).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"nEw");
+        drop(Temporary::beside(&path).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
