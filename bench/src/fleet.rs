@@ -22,11 +22,7 @@ pub(crate) struct Job {
 pub(crate) struct Lap {
     /// As given.
     pub(crate) name: String,
-    /// When it was started.
-    pub(crate) started: Instant,
-    /// When it had ended.
-    pub(crate) ended: Instant,
-    /// The rest.
+    /// How it ran.
     pub(crate) finished: Finished,
 }
 
@@ -49,13 +45,11 @@ pub(crate) fn at_once(jobs: Vec<Job>, deadline: Duration, done: impl Fn(usize) +
                 scope.spawn(move || -> Result<Lap> {
                     gate.wait();
                     let finished = job.program.output(deadline).with_context(|| job.name.clone())?;
-                    let ended = Instant::now();
                     done(place);
                     let (status, stderr) = (finished.status, finished.stderr.trim());
                     let stdout = String::from_utf8_lossy(&finished.stdout);
                     ensure!(status.success(), "{}: {status}: {stderr} {}", job.name, stdout.trim());
-                    let started = ended.checked_sub(finished.elapsed).unwrap_or(ended);
-                    Ok(Lap { name: job.name, started, ended, finished })
+                    Ok(Lap { name: job.name, finished })
                 })
             })
             .collect();
@@ -72,20 +66,20 @@ pub(crate) fn at_once(jobs: Vec<Job>, deadline: Duration, done: impl Fn(usize) +
 
 impl Laps {
     fn first_start(&self) -> Instant {
-        let first = self.0.iter().map(|lap| lap.started).min();
+        let first = self.0.iter().map(|lap| lap.finished.started).min();
         first.expect("there is at least one: checked when they were made")
     }
 
-    /// How far apart the first start and the last one were.
+    /// From the first start that was asked for until the last program ran.
     pub(crate) fn spread(&self) -> Duration {
-        let last = self.0.iter().map(|lap| lap.started).max();
+        let last = self.0.iter().map(|lap| lap.finished.started + lap.finished.starting).max();
         last.map_or(Duration::ZERO, |last| last - self.first_start())
     }
 
     /// From the first start to each end, in the order of the jobs.
     pub(crate) fn since_first_start(&self) -> impl Iterator<Item = (&str, Duration)> {
         let first = self.first_start();
-        self.0.iter().map(move |lap| (lap.name.as_str(), lap.ended - first))
+        self.0.iter().map(move |lap| (lap.name.as_str(), lap.finished.started - first + lap.finished.elapsed))
     }
 
     /// From the first start to the last end.
