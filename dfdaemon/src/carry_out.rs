@@ -15,6 +15,28 @@ const EVENTS_MAX: usize = 8;
 /// Progress is told so often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
+/// A download that failed, and the reason that v1's scripts know it by.
+struct Failure {
+    error: TaskError,
+    reason: u32,
+}
+
+/// Reasons of v1's dfget for going back to the source.
+mod reason {
+    /// The content has another digest.
+    pub(super) const DIGEST: u32 = 2;
+    /// The download itself failed.
+    pub(super) const DOWNLOAD: u32 = 3;
+    /// There is no space.
+    pub(super) const NO_SPACE: u32 = 4;
+    /// The output could not be written.
+    pub(super) const WRITE: u32 = 6;
+    /// The origin failed.
+    pub(super) const SOURCE: u32 = 10;
+    /// Added when the origin was needed but must not be read.
+    pub(super) const FORCED: u32 = 1000;
+}
+
 /// Carries out a download. With `may_write` the output is written here; otherwise its bytes are among the events.
 /// Dropping the receiver cancels the download.
 #[must_use]
@@ -28,8 +50,8 @@ pub fn carry_out(
         let gone = events.clone();
         tokio::select! {
             result = download(&engine, request, may_write, &events) => {
-                if let Err(error) = result {
-                    tell(&events, Event::Failed(failed(&error))).await;
+                if let Err(failure) = result {
+                    tell(&events, Event::Failed(failure.told())).await;
                 }
             }
             // dfget went away: dropping the task stops its download.
@@ -44,8 +66,11 @@ async fn download(
     request: wire::DownloadRequest,
     trusted: bool,
     events: &mpsc::Sender<wire::DownloadEvent>,
-) -> Result<(), TaskError> {
-    let invalid = |what: &str| TaskError::new(Kind::Invalid, format!("the request is not valid: {what}"));
+) -> Result<(), Failure> {
+    let never_origin = request.disable_back_to_source;
+    let invalid = |what: &str| {
+        Failure::of_download(TaskError::new(Kind::Invalid, format!("the request is not valid: {what}")), false)
+    };
     let route = match request.route() {
         wire::download_request::Route::P2p => Route::P2p,
         wire::download_request::Route::SeedOnly => Route::SeedOnly,
@@ -60,7 +85,11 @@ async fn download(
         never_origin: request.disable_back_to_source,
         rate_bytes_per_s: (request.rate_bytes_per_s > 0).then_some(request.rate_bytes_per_s),
     };
-    let output = (trusted && !request.output.is_empty()).then(|| PathBuf::from(&request.output));
+    let output = (!request.output.is_empty()).then(|| PathBuf::from(&request.output));
+    if output.is_some() && !trusted {
+        let message = "this daemon writes files for root and for its own user only; take the bytes over the socket";
+        return Err(Failure::of_output(TaskError::new(Kind::Forbidden, message)));
+    }
     if let Some(output) = &output
         && !output.is_absolute()
     {
@@ -74,11 +103,11 @@ async fn download(
         mode: None,
     };
     let work = async {
-        let task = engine.open(open).await?;
+        let task = engine.open(open).await.map_err(|error| Failure::of_download(error, never_origin))?;
         started(&task, events).await;
         match output {
-            Some(output) => write_output(&task, &output, how, events).await,
-            None => stream_output(&task, events).await,
+            Some(output) => write_output(&task, &output, how, events, never_origin).await,
+            None => stream_output(&task, events).await.map_err(|error| Failure::of_download(error, never_origin)),
         }
     };
     if request.timeout_ms == 0 {
@@ -86,7 +115,8 @@ async fn download(
     }
     let deadline = Duration::from_millis(request.timeout_ms.into());
     tokio::time::timeout(deadline, work).await.unwrap_or_else(|_| {
-        Err(TaskError::new(Kind::Unavailable, format!("the download did not finish within {deadline:?}")))
+        let error = TaskError::new(Kind::Unavailable, format!("the download did not finish within {deadline:?}"));
+        Err(Failure::of_download(error, false))
     })
 }
 
@@ -108,18 +138,19 @@ async fn write_output(
     output: &Path,
     how: Export,
     events: &mpsc::Sender<wire::DownloadEvent>,
-) -> Result<(), TaskError> {
+    never_origin: bool,
+) -> Result<(), Failure> {
     let mut every = tokio::time::interval(PROGRESS_EVERY);
     every.tick().await;
     let complete = task.complete();
     tokio::pin!(complete);
     let length = loop {
         tokio::select! {
-            result = &mut complete => break result?,
+            result = &mut complete => break result.map_err(|error| Failure::of_download(error, never_origin))?,
             _ = every.tick() => tell(events, Event::Progress(progress(task.progress()))).await,
         }
     };
-    let by = task.export(None, output, how).await?;
+    let by = task.export(None, output, how).await.map_err(Failure::of_output)?;
     let by = match by.way {
         Way::Reflink => "reflink",
         Way::HardLink => "hardlink",
@@ -161,11 +192,34 @@ fn done(task: &Task, length: u64, by: &str) -> wire::DownloadDone {
     wire::DownloadDone { length, from_peers, from_origin, from_cache, output_by: by.to_owned() }
 }
 
-fn failed(error: &TaskError) -> wire::DownloadFailed {
-    wire::DownloadFailed {
-        kind: wire::Kind::from(error.kind()).into(),
-        message: error.to_string(),
-        origin_status: error.origin().map_or(0, |origin| u32::from(origin.status)),
-        reason: 0,
+impl Failure {
+    fn of_download(error: TaskError, never_origin: bool) -> Self {
+        let reason = match error.kind() {
+            Kind::Corrupt => reason::DIGEST,
+            Kind::NoSpace => reason::NO_SPACE,
+            Kind::Unavailable if never_origin => reason::FORCED + reason::SOURCE,
+            _ if error.origin().is_some() => reason::SOURCE,
+            _ => reason::DOWNLOAD,
+        };
+        Self { error, reason }
+    }
+
+    fn of_output(error: TaskError) -> Self {
+        let reason = if error.kind() == Kind::NoSpace { reason::NO_SPACE } else { reason::WRITE };
+        Self { error, reason }
+    }
+
+    fn told(&self) -> wire::DownloadFailed {
+        let kind = match self.error.kind() {
+            // To dfget a conflict is an output that exists; a content that changed under way may be asked for again.
+            Kind::Conflict if self.reason != reason::WRITE => Kind::Unavailable,
+            kind => kind,
+        };
+        wire::DownloadFailed {
+            kind: wire::Kind::from(kind).into(),
+            message: self.error.to_string(),
+            origin_status: self.error.origin().map_or(0, |origin| u32::from(origin.status)),
+            reason: self.reason,
+        }
     }
 }

@@ -423,19 +423,6 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_file_is_the_defaults() {
-        let text = include_str!("../../docs/config/dfdaemon.toml");
-        let documented: Config = toml::from_str(text).unwrap();
-        assert_eq!(documented, Config::default());
-        // What is shown commented out is valid too.
-        let uncommented: String =
-            text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).flat_map(|line| [line, "\n"]).collect();
-        let shown: Config = toml::from_str(&uncommented).unwrap();
-        assert_eq!(shown.validate(), Vec::new());
-        assert!(!shown.proxy.rules.is_empty() && !shown.mirror.upstreams.is_empty() && shown.proxy.auth.is_some());
-    }
-
-    #[test]
     fn all_problems_are_told_with_their_places() {
         let config: Config = toml::from_str(
             r#"

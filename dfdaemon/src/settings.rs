@@ -19,7 +19,7 @@ use crate::config::{Limits, MirrorConfig, OriginsConfig, ProxyConfig};
 use crate::passthrough::upstream_url;
 
 /// A dfdaemon's configuration.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DfdaemonConfig {
     /// `[cluster]`: where the supernodes are.
@@ -85,29 +85,6 @@ pub struct HttpConfig {
     pub listen: ListenAddr,
     /// `[http.limits]`
     pub limits: HttpLimits,
-}
-
-impl Default for DfdaemonConfig {
-    fn default() -> Self {
-        Self {
-            cluster: ClusterConfig::default(),
-            socket: SocketConfig::default(),
-            http: HttpConfig::default(),
-            proxy: ProxyConfig::default(),
-            mirror: MirrorConfig::default(),
-            origins: OriginsConfig::default(),
-            limits: Limits::default(),
-            host: HostConfig::default(),
-            peer: PeerConfig::default(),
-            store: StoreSection::default(),
-            rates: RatesConfig::default(),
-            tasks: TasksConfig::default(),
-            source: SourceConfig::default(),
-            guard: Guard::default(),
-            log: LogConfig::default(),
-            runtime: RuntimeConfig::default(),
-        }
-    }
 }
 
 impl Default for ClusterConfig {
@@ -207,6 +184,10 @@ impl Validate for ClusterConfig {
 impl Config for DfdaemonConfig {
     const BINARY: &'static str = "dfdaemon";
 
+    fn default_toml() -> String {
+        include_str!("../../docs/config/dfdaemon.toml").to_owned()
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }
@@ -215,3 +196,6 @@ impl Config for DfdaemonConfig {
         &self.runtime
     }
 }
+
+#[cfg(test)]
+mod documented;

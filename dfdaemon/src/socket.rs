@@ -26,6 +26,7 @@ const REQUEST_MAX: usize = 1024 * 1024;
 #[derive(Clone, Debug)]
 struct Service {
     engine: Engine,
+    cancel: CancellationToken,
 }
 
 type Events = Pin<Box<dyn Stream<Item = Result<wire::DownloadEvent, Status>> + Send>>;
@@ -38,7 +39,17 @@ impl Daemon for Service {
         let trusted = may_write(&request);
         let request = request.into_inner();
         let events = carry_out(self.engine.clone(), request, trusted);
-        Ok(Response::new(Box::pin(ReceiverStream::new(events).map(Ok))))
+        let stopping = self.cancel.clone();
+        let events = ReceiverStream::new(events).map(move |event| {
+            // What fails because this daemon stops is not the download's failure: dfget asks the next daemon again.
+            let failed = matches!(event.body, Some(wire::download_event::Body::Failed(_)));
+            if failed && stopping.is_cancelled() {
+                Err(Status::unavailable("this daemon is stopping"))
+            } else {
+                Ok(event)
+            }
+        });
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoReply>, Status> {
@@ -88,7 +99,7 @@ pub(crate) async fn serve(
     engine: Engine,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = DaemonServer::new(Service { engine }).max_decoding_message_size(REQUEST_MAX);
+    let service = DaemonServer::new(Service { engine, cancel: cancel.clone() }).max_decoding_message_size(REQUEST_MAX);
     tonic::transport::Server::builder()
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.cancelled_owned())

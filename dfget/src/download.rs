@@ -130,6 +130,15 @@ impl Engines {
         self.local.get()
     }
 
+    /// Whether the daemon is another user's: it then writes no files for this one.
+    fn daemon_is_foreign(&self) -> bool {
+        use std::os::unix::fs::MetadataExt as _;
+        let own = rustix::process::geteuid();
+        let owner =
+            self.daemon.as_ref().and_then(|daemon| std::fs::metadata(daemon.path()).ok()).map(|file| file.uid());
+        !own.is_root() && owner.is_some_and(|owner| owner != own.as_raw())
+    }
+
     /// Downloads one file. Dropping the future cancels it and leaves nothing behind.
     ///
     /// # Errors
@@ -145,7 +154,9 @@ impl Engines {
         let mut sink = match place {
             Place::Special(path) => Sink::Special(Special::open(path).await?),
             // The daemon's protocol has paths as text.
-            Place::File(path) if job.stream || path.to_str().is_none() => Sink::Here(Temporary::beside(&path)?),
+            Place::File(path) if job.stream || path.to_str().is_none() || self.daemon_is_foreign() => {
+                Sink::Here(Temporary::beside(&path)?)
+            }
             Place::File(_) => Sink::Backend,
         };
         let mut losses = Losses::default();

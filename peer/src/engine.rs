@@ -82,6 +82,9 @@ pub struct EngineConfig {
     pub orphan_rate: Option<u64>,
     /// How long an origin's yes to a caller's credentials holds.
     pub authorization_ttl: Duration,
+    /// A complete content is made durable so long after its readers were told. A short-lived process would otherwise
+    /// have to wait for the disk at its end.
+    pub durable_after: Duration,
     /// Opening a task (the origin's answer included) must take no longer.
     pub open_timeout: Duration,
     /// Which addresses the origin may have.

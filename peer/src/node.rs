@@ -91,6 +91,9 @@ pub struct TasksConfig {
     /// How long an origin's yes to a caller's credentials holds.
     #[serde(with = "duration")]
     pub authorization_ttl: Duration,
+    /// A complete content is synced to disk so long after its readers have it.
+    #[serde(with = "duration")]
+    pub durable_after: Duration,
     /// Nothing verified has come for so long: another way is looked for.
     #[serde(with = "duration")]
     pub starving_after: Duration,
@@ -195,6 +198,7 @@ impl Default for TasksConfig {
         Self {
             open_timeout: Duration::from_secs(120),
             authorization_ttl: Duration::from_secs(60),
+            durable_after: Duration::ZERO,
             starving_after: PickerConfig::default().starving_after,
         }
     }
@@ -297,6 +301,7 @@ impl NodeConfig {
             orphan_rate: self.source.orphan_rate.limit_bytes_per_s(),
             authorization_ttl: self.tasks.authorization_ttl,
             open_timeout: self.tasks.open_timeout,
+            durable_after: self.tasks.durable_after,
             guard: self.guard.clone(),
         }
     }

@@ -216,6 +216,10 @@ impl Validate for SchedulerSection {
 impl Config for SupernodeConfig {
     const BINARY: &'static str = "supernode";
 
+    fn default_toml() -> String {
+        include_str!("../../docs/config/supernode.toml").to_owned()
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }
@@ -224,3 +228,6 @@ impl Config for SupernodeConfig {
         &self.runtime
     }
 }
+
+#[cfg(test)]
+mod documented;

@@ -7,11 +7,14 @@
 #![forbid(unsafe_code)]
 
 mod clients_direct;
+mod faults_data;
+mod faults_nodes;
 mod origins;
 mod runner;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
-    let suites = [testbed::cases(), origins::cases(), clients_direct::cases()];
+    let suites =
+        [testbed::cases(), origins::cases(), clients_direct::cases(), faults_data::cases(), faults_nodes::cases()];
     runner::main(suites.into_iter().flatten().collect())
 }

@@ -113,7 +113,8 @@ fn failed(error: &NodeError) -> Failure {
 }
 
 fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
-    let alone = settings.supernodes.is_empty();
+    // Bytes from an origin that nobody vouches for are shared with nobody.
+    let alone = settings.supernodes.is_empty() || settings.insecure;
     let address = SocketAddr::new(settings.ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), settings.port.unwrap_or(0));
     let defaults = PeerConfig::default();
     let supernodes = (!alone).then(|| {
@@ -136,7 +137,8 @@ fn node(settings: &LocalSettings, dir: &Path) -> Result<NodeConfig, Failure> {
             download: settings.total_rate_bytes_per_s.map_or(Rate::UNLIMITED, Rate::bytes_per_s),
             ..RatesConfig::default()
         },
-        tasks: TasksConfig::default(),
+        // The process ends with the download, and must not have to wait for the disk then.
+        tasks: TasksConfig { durable_after: Duration::from_secs(2), ..TasksConfig::default() },
         source: source(settings)?,
         // The user could reach every address without dfget, too.
         guard: Guard::permissive(),

@@ -24,16 +24,21 @@ const LINKS_MAX: usize = 1024;
 /// Metadata asked of a neighbour must come within this time.
 const META_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A dial that several tasks wait for.
+type Dial = Arc<OnceCell<Option<Arc<Link>>>>;
+/// Who waits for a neighbour's word on a task.
+type MetaWaiters = Vec<oneshot::Sender<wire::Meta>>;
+
 /// All links of this host.
 #[derive(Debug, Default)]
 pub(crate) struct Mesh {
     /// Both ends may dial at once; then a pair has two control connections and either serves.
     links: Mutex<HashMap<HostId, Vec<Arc<Link>>>>,
-    dialing: Mutex<HashMap<HostId, Arc<OnceCell<Option<Arc<Link>>>>>>,
+    dialing: Mutex<HashMap<HostId, Dial>>,
     failed: Mutex<HashMap<HostId, tokio::time::Instant>>,
     /// Who wants to be told of which task.
     subscribers: Mutex<HashMap<(TaskId, Generation), Vec<HostId>>>,
-    metas: Mutex<HashMap<(HostId, TaskId), Vec<oneshot::Sender<wire::Meta>>>>,
+    metas: Mutex<HashMap<(HostId, TaskId), MetaWaiters>>,
     /// Hosts met lately, for when no supernode answers.
     known: Mutex<HashMap<HostId, wire::HostInfo>>,
 }

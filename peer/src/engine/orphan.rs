@@ -20,6 +20,9 @@ const AGREEING_MIN: usize = 2;
 /// Pages of hashes asked for at most; with the largest pieces, a content of a terabyte.
 const PAGES_MAX: usize = 16;
 
+/// Generation and root as a neighbour tells them.
+type Version = (Vec<u8>, Vec<u8>);
+
 /// What this host answers when it is asked for a task's metadata.
 pub(crate) async fn answer(inner: &Arc<Inner>, task: TaskId, ask: &wire::AskMeta) -> wire::Meta {
     let generation = Generation::from_bytes(&ask.generation).ok();
@@ -49,7 +52,7 @@ pub(crate) async fn ask_neighbours(inner: &Arc<Inner>, spec: &TaskSpec) -> Optio
         meta.meta.is_some().then_some((link, meta))
     }))
     .await;
-    let mut agreeing: HashMap<(Vec<u8>, Vec<u8>), Vec<(Arc<Link>, wire::Meta)>> = HashMap::new();
+    let mut agreeing: HashMap<Version, Vec<(Arc<Link>, wire::Meta)>> = HashMap::new();
     for (link, meta) in answers.into_iter().flatten() {
         let told = meta.meta.as_ref().expect("kept only with metadata");
         agreeing.entry((told.generation.to_vec(), told.root.to_vec())).or_default().push((link, meta));

@@ -43,7 +43,7 @@ pub enum News {
     /// The task's current content.
     Opened {
         /// Its metadata.
-        meta: wire::TaskMeta,
+        meta: Box<wire::TaskMeta>,
     },
     /// Hashes of pieces that are here now.
     Hashes {
@@ -151,7 +151,7 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
             (content, Vec::new(), resolved.body)
         }
     };
-    let _ = news.send(News::Opened { meta: meta_of(&content, &request.spec) }).await;
+    let _ = news.send(News::Opened { meta: Box::new(meta_of(&content, &request.spec)) }).await;
     send_stored(&content, &news).await;
     let start = Start {
         authority: Authority::Own { news: Some(news.clone()) },

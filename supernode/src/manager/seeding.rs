@@ -51,6 +51,7 @@ impl Manager {
         let Some(entry) = state.tasks.get_mut(&task) else { return true };
         match news {
             News::Opened { meta } => {
+                let meta = *meta;
                 let Ok((_, generation)) = meta.key() else { return true };
                 let complete = !meta.root.is_empty();
                 let pieces = meta.layout().ok().and_then(proto::PieceLayout::count);

@@ -6,15 +6,17 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Host, Net, Proc, ProcBuilder, Registry, Run};
+use crate::{Curl, Host, Net, Proc, ProcBuilder, Registry, Reply, Run};
 
 /// A store is opened and a port bound; on a busy machine a few seconds.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// One question to a node of ours.
+const API_DEADLINE: Duration = Duration::from_secs(10);
 /// What a node may store, unless a test says otherwise.
 const CAPACITY: &str = "20GiB";
 
@@ -39,7 +41,8 @@ pub fn bin_dir() -> Result<PathBuf> {
 pub struct DaemonSpec {
     /// Name of its host.
     pub host: String,
-    /// TOML appended to what the template gives; it may open sections of its own only.
+    /// TOML joined to what the template gives: a section that the template has gets these lines as well, and a key that
+    /// it has there gets this value.
     pub extra: String,
     /// Bytes it may store, as in `1GiB`.
     pub capacity: Option<String>,
@@ -53,7 +56,8 @@ pub struct ClusterBuilder<'a> {
     config_service: Option<String>,
     supernodes: Vec<DaemonSpec>,
     daemons: Vec<DaemonSpec>,
-    upstreams: Vec<String>,
+    upstreams: Vec<(String, String)>,
+    mirror_default: Option<String>,
     hosts: Vec<String>,
     intercept: Vec<String>,
 }
@@ -65,6 +69,8 @@ pub struct Daemon {
     ports: Ports,
     /// Its folder: configuration, store, socket.
     folder: PathBuf,
+    /// Where each registry has a mirror address of its own.
+    mirrors: Vec<(String, SocketAddr)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,16 +130,23 @@ impl ClusterBuilder<'_> {
         self
     }
 
-    /// Tells the daemons how this registry is reached.
+    /// Tells the daemons how this registry is reached, and gives it a mirror address of its own on each.
     #[must_use]
     pub fn upstream(mut self, registry: &Registry) -> Self {
         let ca = registry.ca().map(|ca| format!("ca = \"{}\"\n", ca.display())).unwrap_or_default();
         let name = registry.name();
-        self.upstreams
-            .push(format!("\n[[mirror.upstreams]]\nhost = \"{name}\"\nplain_http = {}\n{ca}", registry.is_plain()));
+        let text = format!("\n[[mirror.upstreams]]\nhost = \"{name}\"\nplain_http = {}\n{ca}", registry.is_plain());
+        self.upstreams.push((name.to_owned(), text));
         if !ca.is_empty() {
             self.hosts.push(format!("\n[source.hosts.\"{name}\"]\n{ca}"));
         }
+        self
+    }
+
+    /// What requests that name no registry are for: docker's, which believes it asks docker.io.
+    #[must_use]
+    pub fn mirror_default(mut self, registry: &Registry) -> Self {
+        self.mirror_default = Some(registry.url(""));
         self
     }
 
@@ -195,9 +208,11 @@ impl ClusterBuilder<'_> {
             Daemon::start(host, run, "supernode", *ports, &values, &spec.extra)?.ready(ports.main)
         });
         let supernodes: Vec<Daemon> = started.collect::<Result<_>>()?;
+        let mirror_default = self.mirror_default.as_ref().map(|url| format!("default = \"{url}\"")).unwrap_or_default();
         let started = self.daemons.iter().map(|spec| -> Result<Daemon> {
             let host = self.net.host(&spec.host);
             let ports = Ports::choose(&host, true)?;
+            let (mirrors, upstreams) = self.mirrors(&host)?;
             let values = [
                 ("proxy", ports.main.to_string()),
                 ("http", ports.http.to_string()),
@@ -205,14 +220,28 @@ impl ClusterBuilder<'_> {
                 ("config_services", config_url.clone()),
                 ("supernodes", named.clone()),
                 ("capacity", spec.capacity.clone().unwrap_or_else(|| CAPACITY.into())),
-                ("upstreams", self.upstreams.concat()),
+                ("upstreams", upstreams),
+                ("mirror_default", mirror_default.clone()),
                 ("intercept", self.intercept.join(", ")),
                 ("allow_networks", allow_networks.clone()),
             ];
-            Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra)?.ready(ports.main)
+            let daemon = Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra)?.ready(ports.main)?;
+            Ok(Daemon { mirrors, ..daemon })
         });
         let daemons = started.collect::<Result<_>>()?;
         Ok(Cluster { config_service, supernodes, daemons })
+    }
+
+    /// A mirror address on this host for each registry, and the configuration that says so.
+    fn mirrors(&self, host: &Host) -> Result<(Vec<(String, SocketAddr)>, String)> {
+        let ports = free_ports(host, self.upstreams.len())?;
+        let mut text = String::new();
+        let mirrors = self.upstreams.iter().zip(ports).map(|((name, upstream), port)| {
+            let listen = private_addr(host, port);
+            text.push_str(&format!("{upstream}listen = \"{listen}\"\n"));
+            (name.clone(), listen)
+        });
+        Ok((mirrors.collect(), text))
     }
 }
 
@@ -227,9 +256,42 @@ impl Cluster {
             supernodes: Vec::new(),
             daemons: Vec::new(),
             upstreams: Vec::new(),
+            mirror_default: None,
             hosts: Vec::new(),
             intercept: Vec::new(),
         }
+    }
+
+    /// The daemon on the host of this name, to look at.
+    ///
+    /// # Panics
+    /// When there is none: a mistake in the test.
+    #[must_use]
+    pub fn daemon_on(&self, host: &str) -> &Daemon {
+        match self.daemons.iter().find(|daemon| daemon.host().name() == host) {
+            Some(daemon) => daemon,
+            None => panic!("no daemon on host {host}"),
+        }
+    }
+
+    /// Waits until every daemon has a session with a supernode.
+    ///
+    /// # Errors
+    /// When one has none in time.
+    pub fn wait_sessions(&self) -> Result<()> {
+        let end = Instant::now() + START_DEADLINE;
+        for daemon in &self.daemons {
+            loop {
+                let told = daemon.api("/api/skimmer/v1/host").and_then(|reply| reply.json());
+                if told.is_ok_and(|host| host["supernode"] == true) {
+                    break;
+                }
+                let name = daemon.host().name();
+                ensure!(Instant::now() < end, "{name} has no session with a supernode within {START_DEADLINE:?}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
     }
 
     /// The daemon on the host of this name.
@@ -249,23 +311,27 @@ impl Cluster {
 impl Ports {
     /// Free ports; a daemon's main and http ports are on its own loopback, as in production.
     fn choose(host: &Host, private: bool) -> Result<Self> {
-        let mut taken = Vec::new();
-        while taken.len() < 3 {
-            // A port that was free a moment ago may be handed out twice.
-            let port = host.free_port()?;
-            if !taken.contains(&port) {
-                taken.push(port);
-            }
-        }
-        let private = |port| {
-            if private && host.namespace_file().is_some() {
-                SocketAddr::from(([127, 0, 0, 1], port))
-            } else {
-                host.addr(port)
-            }
-        };
-        Ok(Self { main: private(taken[0]), http: private(taken[1]), peer: host.addr(taken[2]) })
+        let ports = free_ports(host, 3)?;
+        let private = |port| if private { private_addr(host, port) } else { host.addr(port) };
+        Ok(Self { main: private(ports[0]), http: private(ports[1]), peer: host.addr(ports[2]) })
     }
+}
+
+/// Different free ports: one that was free a moment ago may be handed out twice.
+fn free_ports(host: &Host, count: usize) -> Result<Vec<u16>> {
+    let mut ports = Vec::new();
+    while ports.len() < count {
+        let port = host.free_port()?;
+        if !ports.contains(&port) {
+            ports.push(port);
+        }
+    }
+    Ok(ports)
+}
+
+/// On the host's own loopback, where it has one.
+fn private_addr(host: &Host, port: u16) -> SocketAddr {
+    if host.namespace_file().is_some() { SocketAddr::from(([127, 0, 0, 1], port)) } else { host.addr(port) }
 }
 
 // === impl Daemon ===
@@ -289,7 +355,7 @@ impl Daemon {
             ("data", folder.join("data").display().to_string()),
             ("socket", folder.join("sock").display().to_string()),
         ];
-        let config = fill(template, &[values, &own].concat())? + extra;
+        let config = join(&fill(template, &[values, &own].concat())?, extra);
         fs::write(folder.join("config.toml"), config)?;
         let path = bin_dir()?.join(program);
         let proc = host
@@ -298,7 +364,7 @@ impl Daemon {
             .arg(folder.join("config.toml"))
             .env("RUST_BACKTRACE", "1")
             .start(run, program)?;
-        Ok(Self { proc, ports, folder })
+        Ok(Self { proc, ports, folder, mirrors: Vec::new() })
     }
 
     fn ready(mut self, addr: SocketAddr) -> Result<Self> {
@@ -338,10 +404,67 @@ impl Daemon {
         self.ports.http
     }
 
+    /// Asks its HTTP side from its own host.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn api(&self, path: &str) -> Result<Reply> {
+        Curl::new(self.host()).max_time(API_DEADLINE).get(&format!("http://{}{path}", self.ports.http))
+    }
+
+    /// A metric's value by its full name, summed over its labels; 0 when it was never counted.
+    ///
+    /// # Errors
+    /// When no answer comes.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let reply = self.api("/metrics")?;
+        ensure!(reply.status == 200, "metrics answer {}", reply.status);
+        let text = String::from_utf8_lossy(&reply.body);
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let values = lines
+            .filter(|rest| rest.starts_with([' ', '{']))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
     /// Where peers reach it.
     #[must_use]
     pub const fn peer(&self) -> SocketAddr {
         self.ports.peer
+    }
+
+    /// Where this daemon mirrors the registry of this name, for clients that do not say which one they want.
+    ///
+    /// # Panics
+    /// When it was not told of the registry: a mistake in the test.
+    #[must_use]
+    pub fn mirror_of(&self, registry: &str) -> SocketAddr {
+        match self.mirrors.iter().find(|(name, _)| name == registry) {
+            Some((_, addr)) => *addr,
+            None => panic!("{registry} is not among the daemon's upstreams"),
+        }
+    }
+
+    /// The authority whose certificates it shows to clients whose HTTPS it reads.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.folder.join("data.ca.crt")
+    }
+
+    /// The sum of all samples of a metric, as Prometheus would read it; 0 when there is none.
+    ///
+    /// # Errors
+    /// When it gives no metrics.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let reply = Curl::new(self.host()).get(&format!("http://{}/metrics", self.http()))?;
+        ensure!(reply.status == 200, "metrics answered {}", reply.status);
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };
+            value.split(' ').next()?.parse::<f64>().ok()
+        });
+        Ok(samples.sum())
     }
 
     /// The socket dfget uses.
@@ -360,6 +483,14 @@ impl Daemon {
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.folder.join("data")
+    }
+
+    /// Its log so far.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn log(&self) -> Result<String> {
+        self.proc.log()
     }
 
     /// A dfget that uses this daemon.
@@ -381,4 +512,49 @@ fn fill(template: &str, values: &[(&str, String)]) -> Result<String> {
     let left = text.lines().find(|line| !line.starts_with('#') && line.contains("{{"));
     ensure!(left.is_none(), "template has a place without a value: {}", left.unwrap_or_default());
     Ok(text)
+}
+
+/// Joins two TOML texts of one-line values; where both have a key, the second one's value counts.
+fn join(template: &str, extra: &str) -> String {
+    let is_section = |line: &str| line.starts_with('[') && !line.starts_with("[[");
+    let key = |line: &str| line.split_once('=').map(|(key, _)| key.trim().to_owned());
+    let mut lines: Vec<String> = template.lines().map(ToOwned::to_owned).collect();
+    // Where the section that is being read begins and ends in `lines`; `None` = at their end.
+    let mut place: Option<(usize, usize)> = None;
+    for line in extra.lines() {
+        if line.starts_with('[') {
+            let begin = lines.iter().position(|have| is_section(line) && have.trim() == line.trim());
+            place = begin.map(|begin| {
+                let rest = lines[begin + 1..].iter().position(|have| have.starts_with('['));
+                (begin, rest.map_or(lines.len(), |rest| begin + 1 + rest))
+            });
+            if place.is_none() {
+                lines.push(line.to_owned());
+            }
+            continue;
+        }
+        let Some((begin, end)) = place else {
+            lines.push(line.to_owned());
+            continue;
+        };
+        match (begin + 1..end).find(|at| key(line).is_some() && key(&lines[*at]) == key(line)) {
+            Some(at) => line.clone_into(&mut lines[at]),
+            None => {
+                lines.insert(begin + 1, line.to_owned());
+                place = Some((begin, end + 1));
+            }
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::join;
+
+    #[test]
+    fn sections_are_joined() {
+        let joined = join("[a]\nx = 1\n\n[b]\ny = 2\n", "\n[b]\ny = 3\nz = 4\n[c]\nw = 5\n[[d]]\nx = 6\n");
+        assert_eq!(joined, "[a]\nx = 1\n\n[b]\nz = 4\ny = 3\n\n[c]\nw = 5\n[[d]]\nx = 6\n");
+    }
 }

@@ -1,11 +1,11 @@
 //! Programs on hosts: started, watched, measured, stopped.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CString, OsStr, OsString},
     fs::{self, File, OpenOptions},
     io,
     net::{SocketAddr, TcpStream},
-    os::unix::{net::UnixStream, process::CommandExt},
+    os::unix::{ffi::OsStrExt, net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{LazyLock, mpsc},
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::OwnedFd,
-    mount::{MountPropagationFlags, mount_change},
+    mount::{MountPropagationFlags, mount_bind, mount_change},
     process::{
         Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open,
         set_parent_process_death_signal, waitid,
@@ -43,6 +43,7 @@ pub struct ProcBuilder {
     env: Vec<(OsString, OsString)>,
     dir: Option<PathBuf>,
     mounts: bool,
+    binds: Vec<(PathBuf, PathBuf)>,
 }
 
 /// A running program. Dropping it kills it and its process group.
@@ -94,6 +95,7 @@ impl Host {
             env: Vec::new(),
             dir: None,
             mounts: false,
+            binds: Vec::new(),
         }
     }
 }
@@ -133,6 +135,15 @@ impl ProcBuilder {
     #[must_use]
     pub const fn private_mounts(mut self) -> Self {
         self.mounts = true;
+        self
+    }
+
+    /// Lets it see the file or folder `from` where the machine has `to`, which must be there, too. It gets a mount
+    /// namespace of its own for that. Needs root.
+    #[must_use]
+    pub fn bind(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Self {
+        self.mounts = true;
+        self.binds.push((from.into(), to.into()));
         self
     }
 
@@ -188,13 +199,15 @@ impl ProcBuilder {
             command.current_dir(dir);
         }
         let namespace = self.host.namespace_file().map(File::try_clone).transpose()?;
-        prepare(&mut command, namespace, self.mounts);
+        let text = |path: &Path| CString::new(path.as_os_str().as_bytes()).context("path with a zero byte");
+        let binds = self.binds.iter().map(|(from, to)| Ok((text(from)?, text(to)?))).collect::<Result<_>>()?;
+        prepare(&mut command, namespace, self.mounts, binds);
         Ok(command)
     }
 }
 
 /// Lets the child enter its namespaces and die with us, between fork and exec.
-fn prepare(command: &mut Command, namespace: Option<File>, mounts: bool) {
+fn prepare(command: &mut Command, namespace: Option<File>, mounts: bool, binds: Vec<(CString, CString)>) {
     let in_child = move || -> io::Result<()> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         if let Some(namespace) = &namespace {
@@ -206,10 +219,13 @@ fn prepare(command: &mut Command, namespace: Option<File>, mounts: bool) {
             unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
             mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
         }
+        for (from, to) in &binds {
+            mount_bind(from.as_c_str(), to.as_c_str())?;
+        }
         Ok(())
     };
     // SAFETY: between fork and exec the closure only makes system calls on what it owns: it takes no lock and
-    // allocates nothing (its path is a C string).
+    // allocates nothing (its paths are C strings).
     unsafe { command.pre_exec(in_child) };
 }
 

@@ -16,6 +16,8 @@ mod cluster;
 mod exec;
 mod http;
 mod image;
+mod liar;
+mod mounts;
 mod net;
 mod run;
 mod servers;
@@ -26,7 +28,10 @@ pub use cluster::{Cluster, ClusterBuilder, Daemon, DaemonSpec, bin_dir};
 pub use exec::{Finished, Memory, Proc, ProcBuilder};
 pub use http::{Curl, Reply, basic_auth};
 pub use image::{Compression, Content, Image, ImageBuilder, LayerSpec, Platform};
+pub use liar::{Lie, LyingPeer};
+pub use mounts::SmallDisk;
 pub use net::{Counters, Host, LinkSpec, Net};
+pub use peer::transport::Kind as TransportKind;
 pub use run::Run;
 pub use servers::{
     AccessEntry, Behaviour, FileServer, FileServerOptions, Registry, RegistryAuth, RogueOrigin, RogueRequest,

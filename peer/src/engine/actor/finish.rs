@@ -52,9 +52,13 @@ impl Actor {
         self.shared.end(Ok(()));
         self.tell_progress();
         let shared = Arc::clone(&self.shared);
-        self.inner.tracker.spawn_blocking(move || {
-            let result = shared.content.finish(root).map_err(TaskError::from);
-            let _ = shared.events.blocking_send(Event::Finished(result));
+        let delay = self.inner.config.durable_after;
+        self.inner.tracker.spawn(async move {
+            tokio::time::sleep(delay).await;
+            let content = Arc::clone(&shared.content);
+            let finished = tokio::task::spawn_blocking(move || content.finish(root).map_err(TaskError::from));
+            let result = finished.await.unwrap_or_else(|_| Err(TaskError::stopping()));
+            let _ = shared.events.send(Event::Finished(result)).await;
         });
     }
 

@@ -23,6 +23,10 @@ pub struct DockerOptions {
     pub proxy: Option<String>,
     /// A PEM file of authorities to trust, instead of the machine's.
     pub ca: Option<PathBuf>,
+    /// A `daemon.json` that is there already, instead of one made of the above mirrors and insecure registries.
+    pub config: Option<PathBuf>,
+    /// Files it sees instead of the machine's: from, to.
+    pub binds: Vec<(PathBuf, PathBuf)>,
 }
 
 /// A dockerd of its own: own data, own socket, no bridge, no firewall rules.
@@ -43,14 +47,20 @@ impl Docker {
         let folder = run.data_dir("docker")?;
         let (data, socket, config) = (folder.join("data"), folder.join("sock"), folder.join("client"));
         fs::create_dir(&config)?;
-        let daemon_json = json!({
-            "registry-mirrors": options.mirrors,
-            "insecure-registries": options.insecure,
-            "max-concurrent-downloads": 3,
-        });
-        fs::write(folder.join("daemon.json"), daemon_json.to_string())?;
+        let daemon_json = options.config.clone().unwrap_or_else(|| folder.join("daemon.json"));
+        if options.config.is_none() {
+            let content = json!({
+                "registry-mirrors": options.mirrors,
+                "insecure-registries": options.insecure,
+                "max-concurrent-downloads": 3,
+            });
+            fs::write(&daemon_json, content.to_string())?;
+        }
         // Mounts of its own, so that its overlay mounts go away with it, however it ends.
-        let mut program = host.program("dockerd").private_mounts().arg("--config-file").arg(folder.join("daemon.json"));
+        let mut program = host.program("dockerd").private_mounts().arg("--config-file").arg(daemon_json);
+        for (from, to) in &options.binds {
+            program = program.bind(from, to);
+        }
         program = program.arg("--data-root").arg(&data).arg("--exec-root").arg(folder.join("exec"));
         program =
             program.arg("--pidfile").arg(folder.join("pid")).arg("-H").arg(format!("unix://{}", socket.display()));
@@ -90,6 +100,18 @@ impl Docker {
     /// When the registry refuses.
     pub fn login(&self, registry: &str, user: &str, password: &str) -> Result<()> {
         self.docker().args(["login", "-u", user, "-p", password, registry]).run(ASK_DEADLINE).map(drop)
+    }
+
+    /// Writes down a password for a registry without asking it: docker.io's cannot be asked here. Its name is
+    /// `https://index.docker.io/v1/`, and docker gives the password to its mirrors, too.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn know(&self, registry: &str, user: &str, password: &str) -> Result<()> {
+        let basic = crate::basic_auth(user, password);
+        let auth = basic.trim_start_matches("Basic ");
+        let content = json!({"auths": {registry: {"auth": auth}}});
+        fs::write(self.config.join("config.json"), content.to_string()).context("cannot write docker's passwords")
     }
 
     /// `docker pull`, whatever comes of it.

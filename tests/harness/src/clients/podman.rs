@@ -1,6 +1,11 @@
 //! podman, which has no daemon.
 
-use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 
@@ -24,6 +29,22 @@ pub struct Podman {
     host: Host,
     folder: PathBuf,
     env: Vec<(String, String)>,
+    binds: Vec<(PathBuf, PathBuf)>,
+}
+
+/// A `registries.conf` that says this and nothing else.
+pub(super) fn registries_conf(registries: &[PodmanMirror]) -> Result<String> {
+    let mut text = "unqualified-search-registries = []\n".to_owned();
+    for PodmanMirror { registry, registry_plain, mirrors } in registries {
+        writeln!(
+            text,
+            "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\ninsecure = {registry_plain}"
+        )?;
+        for (mirror, plain) in mirrors {
+            writeln!(text, "[[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = {plain}")?;
+        }
+    }
+    Ok(text)
 }
 
 impl Podman {
@@ -33,21 +54,28 @@ impl Podman {
     /// When they cannot be written.
     pub fn new(host: &Host, run: &Run, registries: &[PodmanMirror]) -> Result<Self> {
         let folder = run.data_dir("podman")?;
-        let mut text = "unqualified-search-registries = []\n".to_owned();
-        for PodmanMirror { registry, registry_plain, mirrors } in registries {
-            writeln!(
-                text,
-                "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\ninsecure = {registry_plain}"
-            )?;
-            for (mirror, plain) in mirrors {
-                writeln!(text, "[[registry.mirror]]\nlocation = \"{mirror}\"\ninsecure = {plain}")?;
-            }
-        }
-        fs::write(folder.join("registries.conf"), text)?;
+        fs::write(folder.join("registries.conf"), registries_conf(registries)?)?;
         fs::write(folder.join("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)?;
         // podman wants the file it is told of to be there.
         fs::write(folder.join("auth.json"), "{}")?;
-        Ok(Self { host: host.clone(), folder, env: Vec::new() })
+        Ok(Self { host: host.clone(), folder, env: Vec::new(), binds: Vec::new() })
+    }
+
+    /// One that reads its configuration where the machine's is, `/etc/containers`, and finds this folder there.
+    ///
+    /// # Errors
+    /// As [`Podman::new`].
+    pub fn with_etc(host: &Host, run: &Run, etc_containers: &Path) -> Result<Self> {
+        let podman = Self::new(host, run, &[])?;
+        fs::remove_file(podman.folder.join("registries.conf"))?;
+        Ok(podman.bind(etc_containers, "/etc/containers"))
+    }
+
+    /// Lets it see a file or folder instead of the machine's.
+    #[must_use]
+    pub fn bind(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Self {
+        self.binds.push((from.into(), to.into()));
+        self
     }
 
     /// Sets a variable of its environment: `HTTPS_PROXY`, `SSL_CERT_FILE`.
@@ -64,13 +92,28 @@ impl Podman {
         }
         podman =
             podman.args(["--storage-driver", "overlay", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]);
-        podman = podman.env("CONTAINERS_REGISTRIES_CONF", self.folder.join("registries.conf"));
+        let registries = self.folder.join("registries.conf");
+        if registries.exists() {
+            podman = podman.env("CONTAINERS_REGISTRIES_CONF", registries);
+        }
+        for (from, to) in &self.binds {
+            podman = podman.bind(from, to);
+        }
         podman = podman.env("REGISTRY_AUTH_FILE", self.folder.join("auth.json")).env("TMPDIR", &self.folder);
         podman = podman.env("HOME", &self.folder);
         for (name, value) in &self.env {
             podman = podman.env(name, value);
         }
         podman
+    }
+
+    /// `podman login`, at an address that speaks plain HTTP when `plain`.
+    ///
+    /// # Errors
+    /// When the registry refuses.
+    pub fn login(&self, registry: &str, plain: bool, user: &str, password: &str) -> Result<()> {
+        let verify = format!("--tls-verify={}", !plain);
+        self.podman().args(["login", &verify, "-u", user, "-p", password, registry]).run(ASK_DEADLINE).map(drop)
     }
 
     /// A `podman pull` to be started by the caller.

@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use proto::{Algorithm, Digest};
 
-use super::Pulled;
-use crate::{Host, ProcBuilder, Run, exec::Finished};
+use super::{Pulled, podman::registries_conf};
+use crate::{Host, PodmanMirror, ProcBuilder, Run, exec::Finished};
 
 /// skopeo with a folder of its own; it needs neither root nor a daemon.
 #[derive(Debug)]
@@ -43,6 +43,16 @@ impl Skopeo {
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Tells it how registries are reached.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn registries(self, registries: &[PodmanMirror]) -> Result<Self> {
+        let path = self.folder.with_extension("registries.conf");
+        fs::write(&path, registries_conf(registries)?)?;
+        Ok(self.env("CONTAINERS_REGISTRIES_CONF", &path.display().to_string()))
     }
 
     /// The folder the image is copied to.

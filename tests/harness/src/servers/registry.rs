@@ -47,7 +47,21 @@ impl Registry {
         auth: &RegistryAuth<'_>,
         tls: Option<(&Certificate, &crate::Authority)>,
     ) -> Result<Self> {
-        let (folder, port) = (run.data_dir("registry")?, host.free_port()?);
+        Self::start_at(host, run, host.free_port()?, auth, tls)
+    }
+
+    /// As [`Registry::start`], on this port: 443, for clients that go by a name alone.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_at(
+        host: &Host,
+        run: &Run,
+        port: u16,
+        auth: &RegistryAuth<'_>,
+        tls: Option<(&Certificate, &crate::Authority)>,
+    ) -> Result<Self> {
+        let folder = run.data_dir("registry")?;
         let mut config = format!(
             "version: 0.1\nlog: {{level: info, formatter: json, accesslog: {{disabled: true}}}}\n\
              storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\n\
