@@ -4,18 +4,13 @@ use std::{
     fs::File,
     io::{BufWriter, Read as _, Write as _},
     path::Path,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::{Curl, Daemon};
+use harness::{Daemon, Run};
 use proto::{Algorithm, Digest};
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 
-/// Hosts say hello within a second; on a busy machine in a few.
-const JOIN_DEADLINE: Duration = Duration::from_secs(30);
-/// Between two looks at who has joined.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A folder in memory, on most machines.
 const MEMORY: &str = "/dev/shm";
 
@@ -71,49 +66,24 @@ pub(crate) fn digest_of(path: &Path) -> Result<Digest> {
     }
 }
 
-/// Counters of one of our programs, by name without `skimmer_` before and `_total` behind.
-#[derive(Debug)]
-pub(crate) struct Metrics(String);
-
-impl Metrics {
-    /// Asks the program.
-    ///
-    /// # Errors
-    /// When it does not answer.
-    pub(crate) fn of(daemon: &Daemon) -> Result<Self> {
-        let url = format!("http://{}/metrics", daemon.http());
-        let reply = Curl::new(daemon.host()).get(&url)?;
-        ensure!(reply.status == 200, "{url} answered {}", reply.status);
-        Ok(Self(String::from_utf8(reply.body).context("metrics are not text")?))
-    }
-
-    /// The counter's value.
-    ///
-    /// # Errors
-    /// When there is none of that name: it was renamed.
-    pub(crate) fn counter(&self, name: &str) -> Result<u64> {
-        let full = format!("skimmer_{name}_total ");
-        let line = self.0.lines().find_map(|line| line.strip_prefix(&full));
-        line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no counter {full}among the metrics"))
-    }
-}
-
-/// Waits until the supernode has heard of so many hosts.
+/// A counter of one of our programs, by its full name; an error when there is none: it was renamed.
 ///
 /// # Errors
-/// When it has not by the deadline.
-pub(crate) fn wait_joined(supernode: &Daemon, hosts: usize) -> Result<()> {
-    let url = format!("http://{}/api/skimmer/v1/hosts", supernode.http());
-    let end = Instant::now() + JOIN_DEADLINE;
-    loop {
-        let answer = Curl::new(supernode.host()).get(&url)?.json()?;
-        let known = answer.as_array().map_or(0, Vec::len);
-        if known >= hosts {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "only {known} of {hosts} hosts joined the supernode within {JOIN_DEADLINE:?}");
-        std::thread::sleep(LOOK_AGAIN);
+/// When the program does not answer, too.
+pub(crate) fn counter(daemon: &Daemon, name: &str) -> Result<u64> {
+    let reply = daemon.api("/metrics")?;
+    ensure!(reply.status == 200, "metrics answered {}", reply.status);
+    let text = String::from_utf8_lossy(&reply.body);
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no counter {name} among the metrics"))
+}
+
+/// The contents of a run's logs for people, when something failed.
+pub(crate) fn explain<T>(run: &Run, result: Result<T>) -> Result<T> {
+    if result.is_err() {
+        eprintln!("{}", run.log_ends());
     }
+    result
 }
 
 /// Lets everything of this process that asks for a temporary folder have one in `folder`, or, when none is named, in

@@ -2,14 +2,14 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use harness::{Cluster, Daemon, FileServer, FileServerOptions, Host, LinkSpec, Net, Proc, Run};
 use serde::Serialize;
 
 use crate::{
     fleet::{Job, Laps, at_once},
     live::{Live, say},
-    measure::{Metrics, data_folder, digest_of, median, random_file, round, wait_joined},
+    measure::{counter, data_folder, digest_of, explain, median, random_file, round},
     sim::{SimConfig, sim_last_over_limit},
 };
 
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
     let place = data_folder(args.folder.as_deref(), bytes * (2 * u64::from(args.hosts) + 2))?;
     say(&format!("{} hosts, {} MB, data in {place}", args.hosts, args.megabytes));
     let run = Run::new()?;
-    let report = measure(args, bytes, &run).with_context(|| run.log_ends())?;
+    let report = explain(&run, measure(args, bytes, &run))?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
@@ -83,7 +83,7 @@ fn measure(args: &Args, bytes: u64, run: &Run) -> Result<Report> {
     let digest = random_file(&origin.root().join("file"), bytes, 1)?;
     let builder = names.iter().fold(Cluster::builder(&net, run).supernode("seed"), |builder, name| builder.daemon(name));
     let mut cluster = builder.start()?;
-    wait_joined(&cluster.supernodes[0], names.len())?;
+    cluster.wait_sessions()?;
 
     let sim = SimConfig {
         hosts: args.hosts.into(),
@@ -158,9 +158,8 @@ fn peak_of(cluster: &mut Cluster) -> Result<u64> {
 fn duplicates(daemons: &[Daemon]) -> Result<f64> {
     let (mut needed, mut twice) = (0, 0);
     for daemon in daemons {
-        let metrics = Metrics::of(daemon)?;
-        needed += metrics.counter("peer_received_bytes")?;
-        twice += metrics.counter("peer_duplicate_bytes")?;
+        needed += counter(daemon, "skimmer_peer_received_bytes_total")?;
+        twice += counter(daemon, "skimmer_peer_duplicate_bytes_total")?;
     }
     ensure!(needed > 0, "the daemons say that nothing came from other hosts");
     Ok(twice as f64 / (needed + twice) as f64)
