@@ -451,22 +451,6 @@ impl Daemon {
         self.folder.join("data.ca.crt")
     }
 
-    /// The sum of all samples of a metric, as Prometheus would read it; 0 when there is none.
-    ///
-    /// # Errors
-    /// When it gives no metrics.
-    pub fn metric(&self, name: &str) -> Result<f64> {
-        let reply = Curl::new(self.host()).get(&format!("http://{}/metrics", self.http()))?;
-        ensure!(reply.status == 200, "metrics answered {}", reply.status);
-        let text = String::from_utf8_lossy(&reply.body).into_owned();
-        let samples = text.lines().filter_map(|line| {
-            let rest = line.strip_prefix(name)?;
-            let value = if rest.starts_with('{') { rest.rsplit_once("} ")?.1 } else { rest.strip_prefix(' ')? };
-            value.split(' ').next()?.parse::<f64>().ok()
-        });
-        Ok(samples.sum())
-    }
-
     /// The socket dfget uses.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -160,7 +160,7 @@ fn strike(cluster: &mut Cluster, fault: Fault) -> Result<()> {
         Fault::SecondTakesOver => {
             let mut read = Vec::new();
             for supernode in &cluster.supernodes {
-                read.push(supernode.metric("skimmer_supernode_peer_origin_bytes_total")?);
+                read.push(supernode.metric("skimmer_peer_origin_bytes_total")?);
             }
             let owner = usize::from(read[1] > read[0]);
             cluster.supernodes[owner].process().kill().map(drop)

@@ -93,7 +93,7 @@ impl Podman {
         podman =
             podman.args(["--storage-driver", "overlay", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]);
         let registries = self.folder.join("registries.conf");
-        if registries.exists() {
+        if registries.try_exists()? {
             podman = podman.env("CONTAINERS_REGISTRIES_CONF", registries);
         }
         for (from, to) in &self.binds {
