@@ -365,7 +365,8 @@ impl Picker {
         if !gone.seed {
             for piece in gone.have.iter() {
                 self.rarity.drop_holder(piece.0);
-                self.rarity.refresh(piece.0, &mut self.rng);
+                // Through our own refresh: it keeps the other holders' counts of useful pieces right.
+                self.refresh(piece.0);
             }
         }
         for asked in gone.asked {
@@ -447,6 +448,7 @@ impl Picker {
             slot.and_then(|s| self.peers.get(s)).and_then(|p| p.asked.iter().find(|a| a.piece == piece)).copied();
         if let (Some(slot), Some(_)) = (slot, asked) {
             self.take_back(slot, piece);
+            self.refresh(piece);
         }
         match outcome {
             Outcome::Good { bytes } => {

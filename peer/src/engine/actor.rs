@@ -626,6 +626,14 @@ impl Actor {
     }
 }
 
+/// However an actor ends, nobody may wait for its task for ever.
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.inner.tasks.remove(&self.shared);
+        self.shared.end(Err(TaskError::new(proto::Kind::Internal, "the download stopped unexpectedly")));
+    }
+}
+
 impl Neighbour {
     fn new(link: Arc<Link>) -> Self {
         Self { link, requests: HashMap::new(), subscribed: false, asked: false, have: PieceSet::new() }

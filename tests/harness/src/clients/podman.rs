@@ -93,7 +93,7 @@ impl Podman {
         podman =
             podman.args(["--storage-driver", "overlay", "--events-backend", "none", "--cgroup-manager", "cgroupfs"]);
         let registries = self.folder.join("registries.conf");
-        if registries.try_exists()? {
+        if registries.is_file() {
             podman = podman.env("CONTAINERS_REGISTRIES_CONF", registries);
         }
         for (from, to) in &self.binds {
