@@ -6,4 +6,6 @@ pub struct Args {}
 ///
 /// # Errors
 /// Never.
-pub fn run(_: &Args) -> anyhow::Result<std::process::ExitCode> { Ok(std::process::ExitCode::SUCCESS) }
+pub fn run(_: &Args) -> anyhow::Result<std::process::ExitCode> {
+    Ok(std::process::ExitCode::SUCCESS)
+}

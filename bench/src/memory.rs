@@ -6,4 +6,6 @@ pub struct Args {}
 ///
 /// # Errors
 /// Never.
-pub fn run(_: &Args) -> anyhow::Result<()> { Ok(()) }
+pub fn run(_: &Args) -> anyhow::Result<()> {
+    Ok(())
+}
