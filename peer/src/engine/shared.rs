@@ -52,6 +52,8 @@ pub(crate) struct Counters {
     pub(crate) from_peers: AtomicU64,
     pub(crate) from_origin: AtomicU64,
     pub(crate) from_cache: AtomicU64,
+    /// Bytes received from other hosts, of pieces that may not be whole yet.
+    pub(crate) received: AtomicU64,
 }
 
 impl Shared {
@@ -105,6 +107,18 @@ impl Shared {
             }
         }
         news
+    }
+
+    /// Replaces what is known of a piece.
+    pub(crate) fn expect_again(&self, piece: PieceIndex, hash: Option<PieceHash>) {
+        if let Some(expected) = self.expected.write().get_mut(piece.at()) {
+            *expected = hash;
+        }
+    }
+
+    /// The root over all pieces, once it is known.
+    pub(crate) fn root(&self) -> Option<Root> {
+        self.root.get().copied().or_else(|| self.content.root())
     }
 
     pub(crate) fn set_root(&self, root: Root) -> bool {
