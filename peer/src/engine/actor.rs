@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use proto::wire::frame::Body;
-use proto::{HostId, PieceIndex, PieceSet, wire};
+use proto::{HostId, PieceIndex, PieceSet, TaskSpec, wire};
 use swarm::{AnnounceAction, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -81,8 +81,9 @@ pub(crate) enum Event {
     },
     // --- the origin ---
     Origin(OriginEvent),
-    /// Go on at the origin with these headers.
+    /// Go on at the origin by this URL and with these headers.
     Credentials {
+        spec: Box<TaskSpec>,
         headers: HeaderMap,
     },
     // --- this host ---
@@ -126,6 +127,8 @@ pub(crate) struct Start {
     pub(crate) authority: Authority,
     /// An origin body that was already opened, from the content's first byte.
     pub(crate) body: Option<OriginBytes>,
+    /// The URL to read the origin by; it may be signed for this caller.
+    pub(crate) spec: TaskSpec,
     /// The headers to read the origin with.
     pub(crate) headers: HeaderMap,
     /// Neighbours to begin with.
@@ -144,6 +147,7 @@ pub(crate) struct Actor {
     announcer: Announcer,
     authority: Authority,
     origin: OriginTurn,
+    spec: TaskSpec,
     headers: HeaderMap,
     neighbours: HashMap<HostId, Neighbour>,
     distrusted: HashSet<HostId>,
@@ -167,10 +171,11 @@ pub(crate) struct Actor {
 
 impl Start {
     /// Nothing is fetched, what is here is served.
-    pub(crate) fn serving() -> Self {
+    pub(crate) fn serving(spec: TaskSpec) -> Self {
         Self {
             authority: Authority::Nobody,
             body: None,
+            spec,
             headers: HeaderMap::new(),
             peers: Vec::new(),
             orphan: false,
@@ -194,6 +199,7 @@ impl Actor {
             announcer: Announcer::new(announce),
             origin: OriginTurn::new(start.body, start.orphan),
             authority: start.authority,
+            spec: start.spec,
             headers: start.headers,
             neighbours: HashMap::new(),
             distrusted: HashSet::new(),
@@ -307,7 +313,8 @@ impl Actor {
             Event::Cluster(event) => self.cluster_says(event),
             Event::Peers { peers } => self.call(peers),
             Event::Origin(event) => self.origin_says(event),
-            Event::Credentials { headers } => {
+            Event::Credentials { spec, headers } => {
+                self.spec = *spec;
                 self.headers = headers;
                 self.origin.credentials_came();
                 self.origin_turn();
@@ -342,6 +349,7 @@ impl Actor {
             self.authority = start.authority;
             self.untold.clear();
             self.tell_stored();
+            self.spec = start.spec;
             self.headers = start.headers;
             self.seed_only = start.seed_only;
             if !self.origin.is_running() {

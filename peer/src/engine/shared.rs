@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
 use parking_lot::{Mutex, RwLock};
-use proto::{Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId, TaskSpec};
+use proto::{Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId};
 use tokio::sync::{mpsc, watch};
 
 use super::actor::Event;
@@ -20,7 +20,6 @@ use crate::store::Content;
 pub(crate) struct Shared {
     pub(crate) task: TaskId,
     pub(crate) generation: Generation,
-    pub(crate) spec: TaskSpec,
     pub(crate) content: Arc<Content>,
     /// Hashes that the task's authority vouched for, by piece.
     expected: RwLock<Vec<Option<PieceHash>>>,
@@ -57,7 +56,7 @@ pub(crate) struct Counters {
 }
 
 impl Shared {
-    pub(crate) fn new(spec: TaskSpec, content: Arc<Content>, limit: Limit, events: mpsc::Sender<Event>) -> Arc<Self> {
+    pub(crate) fn new(content: Arc<Content>, limit: Limit, events: mpsc::Sender<Event>) -> Arc<Self> {
         let complete = content.is_complete();
         let status = Status {
             version: 0,
@@ -70,7 +69,6 @@ impl Shared {
         Arc::new(Self {
             task: content.task(),
             generation: content.generation(),
-            spec,
             expected: RwLock::default(),
             root: OnceLock::new(),
             status: watch::Sender::new(status),

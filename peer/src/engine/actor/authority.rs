@@ -222,6 +222,9 @@ impl Actor {
     }
 
     pub(super) fn length_known(&mut self, length: u64) {
+        if self.shared.layout().length().is_some_and(|known| known != length) {
+            return self.discard("two different lengths were told for one generation");
+        }
         if self.shared.layout().length().is_none() {
             if let Err(error) = self.shared.content.set_length(length) {
                 return self.fail(error.into());
