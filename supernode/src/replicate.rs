@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use peer::rpc::cluster_client::ClusterClient;
 use proto::api::SupernodeEntry;
 use proto::wire;
 use tokio::sync::{broadcast, watch};
-use tokio_stream::StreamExt;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tracing::{debug, info};
 
-/// News kept for a sibling that is slow; what it misses it would have to fetch again after a takeover.
+use crate::manager::Manager;
+
+/// News kept for a sibling that is slow; one that misses some is told everything anew.
 pub const NEWS_MAX: usize = 16 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -24,6 +26,7 @@ pub async fn run(
     own_id: String,
     mut siblings: watch::Receiver<Vec<SupernodeEntry>>,
     news: broadcast::Sender<wire::TaskNews>,
+    manager: Manager,
     cancel: CancellationToken,
 ) {
     let mut running: HashMap<String, CancellationToken> = HashMap::new();
@@ -39,7 +42,7 @@ pub async fn run(
         for entry in entries.into_iter().filter(|entry| entry.id != own_id) {
             running.entry(entry.endpoint.clone()).or_insert_with(|| {
                 let stop = cancel.child_token();
-                tokio::spawn(keep_telling(entry.endpoint, news.clone(), stop.clone()));
+                tokio::spawn(keep_telling(entry.endpoint, news.clone(), manager.clone(), stop.clone()));
                 stop
             });
         }
@@ -50,10 +53,15 @@ pub async fn run(
     }
 }
 
-async fn keep_telling(endpoint: String, news: broadcast::Sender<wire::TaskNews>, stop: CancellationToken) {
+async fn keep_telling(
+    endpoint: String,
+    news: broadcast::Sender<wire::TaskNews>,
+    manager: Manager,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
-            result = tell(&endpoint, &news) => match result {
+            result = tell(&endpoint, &news, &manager) => match result {
                 Ok(()) => debug!(sibling = endpoint, "the sibling ended the stream of news"),
                 Err(error) => debug!(sibling = endpoint, %error, "the sibling cannot be told news"),
             },
@@ -69,6 +77,7 @@ async fn keep_telling(endpoint: String, news: broadcast::Sender<wire::TaskNews>,
 async fn tell(
     endpoint: &str,
     news: &broadcast::Sender<wire::TaskNews>,
+    manager: &Manager,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let channel = Endpoint::from_shared(endpoint.to_owned())?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -77,8 +86,15 @@ async fn tell(
         .connect()
         .await?;
     info!(sibling = endpoint, "telling news to a sibling supernode");
-    // What a slow sibling missed is skipped.
-    let stream = BroadcastStream::new(news.subscribe()).filter_map(Result::ok);
+    // What is known comes first, one task at a time, and what is learned meanwhile behind it. A sibling that was too
+    // slow for the news is told everything anew: the stream ends, and is begun again.
+    let later = BroadcastStream::new(news.subscribe())
+        .take_while(|news| std::future::ready(news.is_ok()))
+        .filter_map(|news| std::future::ready(news.ok()));
+    let teller = manager.clone();
+    let known = futures_util::stream::iter(manager.vouched_for())
+        .flat_map(move |task| futures_util::stream::iter(teller.told_of(task)));
+    let stream = known.chain(later);
     ClusterClient::new(channel).replicate(stream).await?;
     Ok(())
 }
