@@ -28,6 +28,7 @@ mod task;
 mod tasks;
 mod upload;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,7 +123,7 @@ pub struct Engine {
 }
 
 /// What is wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct OpenRequest {
     /// What.
     pub spec: TaskSpec,
@@ -180,7 +181,7 @@ impl Engine {
         let cluster = parts.supernodes.as_ref().map(|_| Cluster::new());
         let inner = Arc::new(Inner {
             host_id: parts.store.host_id(),
-            orphan_limit: parts.limits.download.child(config.orphan_rate),
+            orphan_limit: Limit::new(config.orphan_rate),
             buffers: Buffers::new(config.receive_buffer_bytes),
             mesh: Mesh::default(),
             uploads: Uploads::new(config.upload.clone()),
@@ -311,8 +312,8 @@ impl Inner {
         if !content.is_complete() {
             return Ok(None);
         }
-        let spec = content.spec().clone();
-        Ok(Some(self.start(spec, content, Start::serving(), &[]).await?))
+        let start = Start::serving(content.spec().clone());
+        Ok(Some(self.start(content, start, &[]).await?))
     }
 
     async fn open_in_cluster(
@@ -331,12 +332,13 @@ impl Inner {
         let start = Start {
             authority: Authority::Cluster { open: Box::new(open), lost_since: None },
             body: None,
+            spec: spec.clone(),
             headers: request.headers.clone(),
             peers: Vec::new(),
             orphan: false,
             seed_only: request.route == Route::SeedOnly,
         };
-        let shared = self.start(spec.clone(), content, start, &[]).await?;
+        let shared = self.start(content, start, &[]).await?;
         let opened = actor::ClusterEvent::Opened { meta: Box::new(meta) };
         for event in std::iter::once(opened).chain(opening.attach(&shared.events)) {
             let _ = shared.events.send(Event::Cluster(event)).await;
@@ -361,12 +363,13 @@ impl Inner {
             let start = Start {
                 authority: Authority::Cluster { open: Box::new(open), lost_since: Some(since) },
                 body: None,
+                spec: spec.clone(),
                 headers: request.headers,
                 peers: hosts,
                 orphan: false,
                 seed_only: false,
             };
-            let shared = self.start(spec, content, start, &known.hashes).await?;
+            let shared = self.start(content, start, &known.hashes).await?;
             attach_orphan(cluster, &shared).await;
             return Ok(shared);
         }
@@ -413,12 +416,13 @@ impl Inner {
         let start = Start {
             authority,
             body: resolved.body,
+            spec: spec.clone(),
             headers: request.headers,
             peers: Vec::new(),
             orphan: orphaned.is_some(),
             seed_only: false,
         };
-        let shared = self.start(spec, content, start, &[]).await?;
+        let shared = self.start(content, start, &[]).await?;
         if let (Some(cluster), true) = (&self.cluster, orphaned.is_some()) {
             attach_orphan(cluster, &shared).await;
         }
@@ -442,14 +446,13 @@ impl Inner {
     /// Starts a task's actor, or gives a running one what a new one would have started with.
     async fn start(
         self: &Arc<Self>,
-        spec: TaskSpec,
         content: Arc<Content>,
         start: Start,
         hashes: &[PieceHash],
     ) -> Result<Arc<Shared>, TaskError> {
         let (events, mailbox) = mpsc::channel(MAILBOX);
         let limit = self.limits.download.child(None);
-        let fresh = Shared::new(spec, content, limit, events);
+        let fresh = Shared::new(content, limit, events);
         let mut start = Box::new(start);
         loop {
             let shared = self.tasks.get_or_insert(&fresh);
@@ -488,8 +491,8 @@ impl Inner {
             return Some(shared);
         }
         let content = self.stored(key.0, Some(key.1)).await.ok().flatten()?;
-        let spec = content.spec().clone();
-        self.start(spec, content, Start::serving(), &[]).await.ok()
+        let start = Start::serving(content.spec().clone());
+        self.start(content, start, &[]).await.ok()
     }
 
     // === the store, off the runtime's threads ===
@@ -499,9 +502,31 @@ impl Inner {
         blocking(move || store.get(task, generation).map_err(TaskError::from)).await
     }
 
+    /// A new content, or the one that is there, if it is cut into pieces of the same length: pieces of one number
+    /// have to be the same pieces everywhere.
     async fn create(&self, new: NewTask) -> Result<Arc<Content>, TaskError> {
         let store = self.store.clone();
-        blocking(move || store.create(new).map_err(TaskError::from)).await
+        blocking(move || {
+            let (task, generation, piece_len) = (new.task, new.generation, new.layout.piece_len());
+            let mut content = store.create(new.clone())?;
+            if content.layout().piece_len() != piece_len {
+                info!(?task, "what is here is cut in another way and fetched anew");
+                drop(content);
+                store.discard(task, generation)?;
+                content = store.create(new)?;
+            }
+            // An empty content is whole as soon as it is made: no piece comes whose arrival would have it checked.
+            if content.layout().length() == Some(0)
+                && let Some(expected) = content.digest()
+                && expected.algorithm().hasher().finish() != *expected
+            {
+                let message = format!("the content is empty, and so does not have the digest {expected}");
+                store.discard(task, generation)?;
+                return Err(TaskError::new(Kind::Corrupt, message));
+            }
+            Ok(content)
+        })
+        .await
     }
 
     async fn create_from_meta(&self, spec: &TaskSpec, meta: &wire::TaskMeta) -> Result<Arc<Content>, TaskError> {
@@ -615,6 +640,13 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
 ) -> Result<T, TaskError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::stopping())?
+}
+
+impl fmt::Debug for OpenRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither the headers nor the URL: either may hold credentials.
+        f.debug_struct("OpenRequest").field("task", &self.spec.id()).field("route", &self.route).finish_non_exhaustive()
+    }
 }
 
 impl OpenRequest {

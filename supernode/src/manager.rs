@@ -203,6 +203,10 @@ impl Manager {
             return Err(SessionRefused::Full);
         }
         if state.hosts.remove(&host).is_some() {
+            // It opens anew what it still wants; its earlier session cleans up nothing any more.
+            for entry in state.tasks.values_mut() {
+                entry.closed(host);
+            }
             self.handle(&mut state, SchedulerEvent::HostLeft { host });
         }
         state.next_session += 1;

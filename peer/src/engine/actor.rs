@@ -6,27 +6,27 @@
 
 mod authority;
 mod finish;
+mod neighbours;
 mod origin_turn;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
 use proto::wire::frame::Body;
-use proto::{HostId, PieceIndex, PieceSet, wire};
+use proto::{HostId, PieceIndex, PieceSet, TaskSpec, wire};
 use swarm::{AnnounceAction, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{debug, warn};
 
 pub(crate) use self::authority::Authority;
+use self::neighbours::Neighbour;
 use self::origin_turn::OriginTurn;
 pub(crate) use self::origin_turn::run_range;
 use super::Inner;
 use super::error::TaskError;
 use super::link::Link;
-use super::mesh;
 use super::origin::{OriginBytes, OriginEvent};
 use super::seed::News;
 use super::shared::Shared;
@@ -37,6 +37,8 @@ pub(crate) const MAILBOX: usize = 4096;
 const BATCH_MAX: usize = 256;
 /// How far a host is, is told to the supernode so often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A listener that had no room for news is told them after this time.
+const NEWS_AGAIN: Duration = Duration::from_millis(10);
 /// A task nobody wants or subscribes to any more is let go after this time.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -79,8 +81,9 @@ pub(crate) enum Event {
     },
     // --- the origin ---
     Origin(OriginEvent),
-    /// Go on at the origin with these headers.
+    /// Go on at the origin by this URL and with these headers.
     Credentials {
+        spec: Box<TaskSpec>,
         headers: HeaderMap,
     },
     // --- this host ---
@@ -124,6 +127,8 @@ pub(crate) struct Start {
     pub(crate) authority: Authority,
     /// An origin body that was already opened, from the content's first byte.
     pub(crate) body: Option<OriginBytes>,
+    /// The URL to read the origin by; it may be signed for this caller.
+    pub(crate) spec: TaskSpec,
     /// The headers to read the origin with.
     pub(crate) headers: HeaderMap,
     /// Neighbours to begin with.
@@ -142,11 +147,18 @@ pub(crate) struct Actor {
     announcer: Announcer,
     authority: Authority,
     origin: OriginTurn,
+    spec: TaskSpec,
     headers: HeaderMap,
     neighbours: HashMap<HostId, Neighbour>,
     distrusted: HashSet<HostId>,
     connecting: HashSet<HostId>,
     unreachable: Vec<HostId>,
+    /// Hosts that were named as neighbours, to be called again when nothing arrives.
+    named: HashMap<HostId, wire::HostInfo>,
+    /// News that the listener has no room for yet. They must keep their order: what comes after the last is not heard.
+    untold: VecDeque<News>,
+    /// Since when nothing at all arrives, and the bytes received until then.
+    starving_since: Option<(Instant, u64)>,
     picker_wake: Option<Instant>,
     announcer_wake: Option<Instant>,
     next_progress: Instant,
@@ -157,24 +169,13 @@ pub(crate) struct Actor {
     seed_only: bool,
 }
 
-/// A neighbour of this task.
-struct Neighbour {
-    link: Arc<Link>,
-    requests: HashMap<PieceIndex, u64>,
-    /// It wants to hear of our pieces.
-    subscribed: bool,
-    /// We asked to hear of its pieces.
-    asked: bool,
-    /// What it told of late; for the origin's turn.
-    have: PieceSet,
-}
-
 impl Start {
     /// Nothing is fetched, what is here is served.
-    pub(crate) fn serving() -> Self {
+    pub(crate) fn serving(spec: TaskSpec) -> Self {
         Self {
             authority: Authority::Nobody,
             body: None,
+            spec,
             headers: HeaderMap::new(),
             peers: Vec::new(),
             orphan: false,
@@ -198,11 +199,15 @@ impl Actor {
             announcer: Announcer::new(announce),
             origin: OriginTurn::new(start.body, start.orphan),
             authority: start.authority,
+            spec: start.spec,
             headers: start.headers,
             neighbours: HashMap::new(),
             distrusted: HashSet::new(),
             connecting: HashSet::new(),
             unreachable: Vec::new(),
+            named: HashMap::new(),
+            untold: VecDeque::new(),
+            starving_since: None,
             picker_wake: None,
             announcer_wake: None,
             next_progress: Instant::now() + PROGRESS_EVERY,
@@ -222,13 +227,20 @@ impl Actor {
     async fn run(mut self, peers: Vec<wire::HostInfo>) {
         self.begin(peers);
         loop {
-            let wake =
-                [self.picker_wake, self.announcer_wake, self.origin.wake(), self.unwanted_since.map(|at| at + LINGER)]
-                    .into_iter()
-                    .flatten()
-                    .chain([self.next_progress])
-                    .min()
-                    .expect("next_progress is always there");
+            let news = (!self.untold.is_empty()).then(|| Instant::now() + NEWS_AGAIN);
+            let lingered = self.unwanted_since.map(|at| at + LINGER);
+            let wake = [
+                self.picker_wake,
+                self.announcer_wake,
+                self.origin.wake(),
+                lingered.filter(|_| !self.must_stay()),
+                news,
+            ]
+            .into_iter()
+            .flatten()
+            .chain([self.next_progress])
+            .min()
+            .expect("next_progress is always there");
             tokio::select! {
                 event = self.mailbox.recv() => {
                     let Some(event) = event else { break };
@@ -256,10 +268,7 @@ impl Actor {
     /// Tells the decisions what the store already holds, and calls the first neighbours.
     fn begin(&mut self, peers: Vec<wire::HostInfo>) {
         let have = self.shared.content.have();
-        let hashes = self
-            .shared
-            .content
-            .hashes(0, usize::try_from(have.len()).unwrap_or(usize::MAX).saturating_mul(2).max(1 << 16));
+        let hashes = self.shared.content.hashes(0, usize::MAX);
         for (piece, hash) in (0..).map(PieceIndex).zip(hashes) {
             if let Some(hash) = hash {
                 self.shared.expect(piece.0, &[hash]);
@@ -288,7 +297,7 @@ impl Actor {
             Event::LinkUp { link } => self.link_up(link),
             Event::LinkFailed { peer } => {
                 self.connecting.remove(&peer);
-                self.unreachable.push(peer);
+                self.cannot_reach(peer);
             }
             Event::LinkDown { peer } => self.link_down(peer),
             Event::Subscribed { link } => self.subscribed(link),
@@ -304,7 +313,8 @@ impl Actor {
             Event::Cluster(event) => self.cluster_says(event),
             Event::Peers { peers } => self.call(peers),
             Event::Origin(event) => self.origin_says(event),
-            Event::Credentials { headers } => {
+            Event::Credentials { spec, headers } => {
+                self.spec = *spec;
                 self.headers = headers;
                 self.origin.credentials_came();
                 self.origin_turn();
@@ -337,6 +347,9 @@ impl Actor {
         self.pick(PickerEvent::Verifiable { pieces: verifiable });
         if !start.authority.is_nobody() {
             self.authority = start.authority;
+            self.untold.clear();
+            self.tell_stored();
+            self.spec = start.spec;
             self.headers = start.headers;
             self.seed_only = start.seed_only;
             if !self.origin.is_running() {
@@ -370,11 +383,21 @@ impl Actor {
             self.next_progress = now + PROGRESS_EVERY;
             self.tell_progress();
             self.look_whether_wanted();
+            // What a full mailbox had no room for.
+            self.sweep();
+            self.readers_moved();
         }
-        self.unwanted_since.is_some_and(|since| since + LINGER <= now && !self.finishing && !self.digest_running)
+        self.tell_untold();
+        self.unwanted_since.is_some_and(|since| since + LINGER <= now) && !self.must_stay()
+    }
+
+    /// Something is under way that ends soon and by itself.
+    fn must_stay(&self) -> bool {
+        self.finishing || (self.digest_running && self.shared.content.is_full())
     }
 
     fn leave(&mut self) {
+        self.want_nothing();
         self.inner.tasks.remove(&self.shared);
         let ended = self.shared.ended();
         if ended.is_none() {
@@ -385,12 +408,7 @@ impl Actor {
         if let Some(cluster) = &self.inner.cluster {
             cluster.close(self.shared.task, &self.shared.events, matches!(ended, Some(Ok(()))));
         }
-        for neighbour in self.neighbours.values().filter(|neighbour| neighbour.asked) {
-            neighbour.link.tell(Body::Unsubscribe(wire::Unsubscribe {
-                task_id: self.shared.task.to_bytes().to_vec().into(),
-                generation: self.shared.generation.to_bytes().to_vec().into(),
-            }));
-        }
+        self.authority.tell_rest(&self.inner, std::mem::take(&mut self.untold));
         self.mailbox.close();
         while let Ok(event) = self.mailbox.try_recv() {
             match event {
@@ -399,134 +417,6 @@ impl Actor {
                 }
                 Event::Discard { .. } => self.inner.discard_stored(self.shared.task, self.shared.generation),
                 _ => {}
-            }
-        }
-    }
-
-    // --- neighbours ---
-
-    /// Links to hosts the authority named, unless they are neighbours already.
-    fn call(&mut self, peers: Vec<wire::HostInfo>) {
-        if self.shared.ended().is_some() && !self.inner.is_seed() {
-            return;
-        }
-        for info in peers {
-            let Ok(host) = info.id() else { continue };
-            if host == self.inner.host_id
-                || self.distrusted.contains(&host)
-                || (self.seed_only && !info.seed)
-                || self.neighbours.get(&host).is_some_and(|neighbour| neighbour.asked)
-                || !self.connecting.insert(host)
-            {
-                continue;
-            }
-            let (inner, events) = (Arc::clone(&self.inner), self.shared.events.clone());
-            self.inner.tracker.spawn(async move {
-                let event = match mesh::connect(&inner, &info).await {
-                    Some(link) => Event::LinkUp { link },
-                    None => Event::LinkFailed { peer: host },
-                };
-                let _ = events.send(event).await;
-            });
-        }
-    }
-
-    fn link_up(&mut self, link: Arc<Link>) {
-        let host = link.host;
-        self.connecting.remove(&host);
-        if self.distrusted.contains(&host) || link.gone.is_cancelled() || (self.seed_only && !link.info.seed) {
-            return;
-        }
-        let neighbour = self.neighbours.entry(host).or_insert_with(|| Neighbour::new(Arc::clone(&link)));
-        neighbour.link = link;
-        if neighbour.asked {
-            return;
-        }
-        neighbour.asked = true;
-        neighbour.link.tell(Body::Subscribe(wire::Subscribe {
-            task_id: self.shared.task.to_bytes().to_vec().into(),
-            generation: self.shared.generation.to_bytes().to_vec().into(),
-        }));
-        let seed = neighbour.link.info.seed;
-        self.pick(PickerEvent::Joined { peer: host, seed });
-    }
-
-    fn link_down(&mut self, peer: HostId) {
-        if self.neighbours.remove(&peer).is_some() {
-            self.announce(AnnounceEvent::Unsubscribed { peer });
-            self.pick(PickerEvent::Left { peer });
-            self.unreachable.push(peer);
-        }
-    }
-
-    /// A host wants to hear of our pieces; while we lack some ourselves, we want to hear of its pieces too.
-    fn subscribed(&mut self, link: Arc<Link>) {
-        let host = link.host;
-        let neighbour = self.neighbours.entry(host).or_insert_with(|| Neighbour::new(Arc::clone(&link)));
-        neighbour.link = Arc::clone(&link);
-        neighbour.subscribed = true;
-        self.unwanted_since = None;
-        self.announce(AnnounceEvent::Subscribed { peer: host });
-        // A seed listens too: what it handed out has spread when another host tells of it.
-        if self.shared.ended().is_none() || self.inner.is_seed() {
-            self.link_up(link);
-        }
-    }
-
-    fn peer_has(&mut self, peer: HostId, have: &wire::Have) {
-        let Some(neighbour) = self.neighbours.get_mut(&peer) else { return };
-        if have.gone {
-            neighbour.asked = false;
-            neighbour.have = PieceSet::new();
-            return self.pick(PickerEvent::Left { peer });
-        }
-        let limit = self.shared.layout().count().unwrap_or(u32::MAX / 2);
-        let added = match have.added.as_ref().map(|runs| PieceSet::from_runs(runs, limit)).transpose() {
-            Ok(added) => added.unwrap_or_default(),
-            Err(error) => {
-                debug!(peer = ?peer, %error, "have-map does not fit the content");
-                return neighbour.link.gone.cancel();
-            }
-        };
-        if have.replaces {
-            neighbour.have = added.clone();
-        } else {
-            neighbour.have.union(&added);
-        }
-        self.announce(AnnounceEvent::PeerHas { peer, added: added.clone() });
-        self.pick(PickerEvent::Have {
-            peer,
-            added,
-            replaces: have.replaces,
-            queued_bytes: u64::from(have.queued_bytes_kib) * 1024,
-            upload_bytes_per_s: u64::from(have.upload_kib_per_s) * 1024,
-        });
-    }
-
-    fn request_ended(&mut self, peer: HostId, piece: PieceIndex, outcome: Outcome) {
-        if let Some(neighbour) = self.neighbours.get_mut(&peer) {
-            neighbour.requests.remove(&piece);
-        }
-        if matches!(outcome, Outcome::Good { .. }) {
-            self.announce(AnnounceEvent::Stored { piece });
-            self.shared.changed();
-        }
-        self.pick(PickerEvent::Ended { peer, piece, outcome });
-        if matches!(outcome, Outcome::Good { .. }) {
-            self.after_store();
-        }
-    }
-
-    /// A neighbour lied: named, reported, cut off.
-    fn distrust(&mut self, peer: HostId, piece: PieceIndex) {
-        warn!(peer = %peer, task = ?self.shared.task, piece = piece.0, "peer is no longer used: it served a bad piece");
-        self.inner.metrics.distrusted_peers.inc();
-        self.distrusted.insert(peer);
-        self.authority.report_bad_piece(&self.inner, &self.shared, piece, peer);
-        if let Some(neighbour) = self.neighbours.remove(&peer) {
-            self.announce(AnnounceEvent::Unsubscribed { peer });
-            for id in neighbour.requests.values() {
-                neighbour.link.cancel(*id);
             }
         }
     }
@@ -624,8 +514,31 @@ impl Actor {
         self.authority.progress(&self.inner, &self.shared, self.neighbours.len());
     }
 
-    fn news(&self, news: News) {
-        self.authority.news(news);
+    fn news(&mut self, news: News) {
+        if self.authority.has_listener() {
+            self.untold.push_back(news);
+            self.tell_untold();
+        }
+    }
+
+    fn tell_untold(&mut self) {
+        self.authority.tell(&mut self.untold);
+    }
+
+    /// Tells a new listener what it cannot have heard.
+    fn tell_stored(&mut self) {
+        if !self.authority.has_listener() {
+            return;
+        }
+        if let Some(length) = self.shared.layout().length() {
+            self.news(News::Length { length });
+        }
+        let hashes = self.shared.content.hashes(0, usize::MAX);
+        for (first, hash) in (0..).zip(hashes) {
+            if let Some(hash) = hash {
+                self.news(News::Hashes { first, hashes: vec![hash] });
+            }
+        }
     }
 }
 
@@ -634,11 +547,5 @@ impl Drop for Actor {
     fn drop(&mut self) {
         self.inner.tasks.remove(&self.shared);
         self.shared.end(Err(TaskError::new(proto::Kind::Internal, "the download stopped unexpectedly")));
-    }
-}
-
-impl Neighbour {
-    fn new(link: Arc<Link>) -> Self {
-        Self { link, requests: HashMap::new(), subscribed: false, asked: false, have: PieceSet::new() }
     }
 }

@@ -108,7 +108,12 @@ impl TaskError {
 
 impl From<StoreError> for TaskError {
     fn from(error: StoreError) -> Self {
-        Self::new(error.kind(), error.to_string())
+        let kind = match error {
+            // The store has none of it just now; whether there is such a content, only its origin can say.
+            StoreError::Discarded | StoreError::Absent { .. } | StoreError::Incomplete { .. } => Kind::Unavailable,
+            _ => error.kind(),
+        };
+        Self::new(kind, error.to_string())
     }
 }
 

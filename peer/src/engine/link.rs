@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,6 +34,8 @@ pub(crate) struct Link {
     control: mpsc::Sender<Frame>,
     pub(crate) gone: CancellationToken,
     pool: Arc<Mutex<Pool>>,
+    /// Tasks of which the neighbour wants to be told.
+    pub(crate) subscriptions: AtomicUsize,
 }
 
 /// The data connections to a neighbour.
@@ -90,7 +92,14 @@ impl Link {
     pub(crate) fn start(inner: &Arc<Inner>, info: wire::HostInfo, host: HostId, sender: Sender) -> Arc<Self> {
         let (control, frames) = mpsc::channel(CONTROL_QUEUE_MAX);
         let gone = inner.cancel.child_token();
-        let link = Arc::new(Self { host, info, control, gone: gone.clone(), pool: Arc::default() });
+        let link = Arc::new(Self {
+            host,
+            info,
+            control,
+            gone: gone.clone(),
+            pool: Arc::default(),
+            subscriptions: AtomicUsize::new(0),
+        });
         inner.tracker.spawn(async move {
             tokio::select! {
                 () = write_frames(sender, frames) => gone.cancel(),
@@ -265,13 +274,15 @@ async fn receive_content(
 ) -> Result<(), RecvError> {
     let shared = &request.shared;
     let layout = shared.layout();
-    let fits = layout.range(request.piece).is_some_and(|range| {
-        let length = u64::from(length);
-        if layout.length().is_some() { length == range.len() } else { length <= range.len() && length > 0 }
-    });
-    if !fits {
+    let Some(range) = layout.range(request.piece).filter(|range| u64::from(length) <= range.len()) else {
         // Not the piece that was asked for: a bad piece like any other.
         request.end(host, Outcome::Bad);
+        return skip(inner, receiver, length).await;
+    };
+    if u64::from(length) < range.len() {
+        // Its sender knows that it is the last one, and we shall soon: the length is on its way.
+        let outcome = if layout.length().is_none() { Outcome::Failed } else { Outcome::Bad };
+        request.end(host, outcome);
         return skip(inner, receiver, length).await;
     }
     let length = length as usize;
@@ -286,10 +297,17 @@ async fn receive_content(
             return Err(error);
         }
         hasher.update(&buffer[at..at + step]);
+        shared.counters.received.fetch_add(step as u64, Ordering::Relaxed);
         at += step;
     }
     let hash = hasher.finish();
-    if shared.expected(request.piece) != Some(hash) {
+    let expected = shared.expected(request.piece);
+    if expected.is_none() || shared.layout() != layout {
+        // The length became known meanwhile, and with it how a lone piece is hashed: this says nothing of its sender.
+        request.end(host, Outcome::Failed);
+        return Ok(());
+    }
+    if expected != Some(hash) {
         inner.metrics.bad_pieces.inc();
         tracing::warn!(peer = %host, task = ?shared.task, piece = request.piece.0, "peer served a bad piece");
         request.end(host, Outcome::Bad);
@@ -326,6 +344,7 @@ async fn skip(inner: &Arc<Inner>, receiver: &mut Receiver, length: u32) -> Resul
     let mut left = length as usize;
     while left > 0 {
         let step = scratch.len().min(left);
+        inner.limits.download.take(step as u64).await;
         receiver.recv_exact(&mut scratch[..step]).await?;
         left -= step;
     }

@@ -22,13 +22,15 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 const REDIAL_AFTER: Duration = Duration::from_secs(2);
 /// Neighbours linked at most, over all tasks; beyond it no link is opened or accepted.
 const LINKS_MAX: usize = 1024;
+/// Tasks of which one neighbour may want to be told: far more than anybody downloads at once.
+const SUBSCRIPTIONS_MAX: usize = 16 * 1024;
 /// Metadata asked of a neighbour must come within this time.
 const META_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A dial that several tasks wait for.
 type Dial = Arc<OnceCell<Option<Arc<Link>>>>;
-/// Who waits for a neighbour's word on a task.
-type MetaWaiters = Vec<oneshot::Sender<wire::Meta>>;
+/// Who waits for a neighbour's word on a task, and from which hash on.
+type MetaWaiters = Vec<(u32, oneshot::Sender<wire::Meta>)>;
 
 /// All links of this host.
 #[derive(Debug)]
@@ -83,6 +85,31 @@ impl Mesh {
 
     pub(crate) fn subscribers(&self, key: (TaskId, Generation)) -> Vec<HostId> {
         self.subscribers.lock().get(&key).cloned().unwrap_or_default()
+    }
+
+    /// Notes who wants to be told of a task; false when it wants to be told of too many.
+    fn subscribe(&self, key: (TaskId, Generation), link: &Link) -> bool {
+        let mut subscribers = self.subscribers.lock();
+        let hosts = subscribers.entry(key).or_default();
+        if !hosts.contains(&link.host) {
+            hosts.push(link.host);
+            return link.subscriptions.fetch_add(1, Ordering::Relaxed) < SUBSCRIPTIONS_MAX;
+        }
+        true
+    }
+
+    fn unsubscribe(&self, key: (TaskId, Generation), link: &Link) {
+        let mut subscribers = self.subscribers.lock();
+        let Some(hosts) = subscribers.get_mut(&key) else { return };
+        if let Some(at) = hosts.iter().position(|host| *host == link.host) {
+            hosts.swap_remove(at);
+            // The one counted may have come by another link; a count that is too low for one host harms nobody.
+            let fewer = |count: usize| count.checked_sub(1);
+            let _ = link.subscriptions.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer);
+        }
+        if hosts.is_empty() {
+            subscribers.remove(&key);
+        }
     }
 
     fn remember(&self, info: &wire::HostInfo) {
@@ -199,10 +226,12 @@ fn remove(inner: &Arc<Inner>, link: &Arc<Link>) {
             !hosts.is_empty()
         });
         inner.uploads.left(inner, link.host);
-        inner.tasks.for_each(|shared| {
-            let _ = shared.events.try_send(Event::LinkDown { peer: link.host });
-        });
     }
+    // Also when another link to this host serves on: tasks that used this one have to change over. Where a mailbox is
+    // full, the task notices by itself a little later.
+    inner.tasks.for_each(|shared| {
+        let _ = shared.events.try_send(Event::LinkDown { peer: link.host });
+    });
 }
 
 async fn ping(link: &Link) {
@@ -238,12 +267,9 @@ async fn dispatch(inner: &Arc<Inner>, link: &Arc<Link>, body: Body) -> Option<()
         Body::Ping(ping) => link.tell(Body::Pong(wire::Pong { nonce: ping.nonce })),
         Body::Subscribe(subscribe) => {
             let key = key(&subscribe.task_id, &subscribe.generation)?;
-            {
-                let mut subscribers = inner.mesh.subscribers.lock();
-                let hosts = subscribers.entry(key).or_default();
-                if !hosts.contains(&link.host) {
-                    hosts.push(link.host);
-                }
+            if !inner.mesh.subscribe(key, link) {
+                debug!(peer = ?link.host, "too many subscriptions");
+                return None;
             }
             match inner.serving(key).await {
                 Some(shared) => {
@@ -259,9 +285,7 @@ async fn dispatch(inner: &Arc<Inner>, link: &Arc<Link>, body: Body) -> Option<()
         }
         Body::Unsubscribe(unsubscribe) => {
             let key = key(&unsubscribe.task_id, &unsubscribe.generation)?;
-            if let Some(hosts) = inner.mesh.subscribers.lock().get_mut(&key) {
-                hosts.retain(|host| *host != link.host);
-            }
+            inner.mesh.unsubscribe(key, link);
             if let Some(shared) = inner.tasks.get(key) {
                 let _ = shared.events.send(Event::Unsubscribed { peer: link.host }).await;
             }
@@ -283,9 +307,20 @@ async fn dispatch(inner: &Arc<Inner>, link: &Arc<Link>, body: Body) -> Option<()
         }
         Body::Meta(meta) => {
             let task = TaskId::from_bytes(&meta.task_id).ok()?;
-            let waiting = inner.mesh.metas.lock().remove(&(link.host, task)).unwrap_or_default();
-            for waiter in waiting {
-                let _ = waiter.send(meta.clone());
+            // Without hashes it is an answer to all questions, with them to those for this page.
+            let page = meta.hashes.as_ref().map(|hashes| hashes.first);
+            let mut metas = inner.mesh.metas.lock();
+            let waiting = metas.remove(&(link.host, task)).unwrap_or_default();
+            let mut others = Vec::new();
+            for (first, waiter) in waiting {
+                if page.is_none_or(|page| page == first) {
+                    let _ = waiter.send(meta.clone());
+                } else {
+                    others.push((first, waiter));
+                }
+            }
+            if !others.is_empty() {
+                metas.insert((link.host, task), others);
             }
         }
         Body::Goodbye(_) => return None,
@@ -309,15 +344,21 @@ pub(crate) async fn ask_meta(
     first: u32,
 ) -> Option<wire::Meta> {
     let (waiter, answer) = oneshot::channel();
-    inner.mesh.metas.lock().entry((link.host, task)).or_default().push(waiter);
+    inner.mesh.metas.lock().entry((link.host, task)).or_default().push((first, waiter));
     link.tell(Body::AskMeta(wire::AskMeta {
         task_id: task.to_bytes().to_vec().into(),
         generation: generation.to_vec().into(),
         first,
     }));
-    let answer = tokio::time::timeout(META_TIMEOUT, answer).await.ok()?.ok();
+    let answer = tokio::time::timeout(META_TIMEOUT, answer).await.ok().and_then(Result::ok);
     if answer.is_none() {
-        inner.mesh.metas.lock().remove(&(link.host, task));
+        let mut metas = inner.mesh.metas.lock();
+        if let Some(waiting) = metas.get_mut(&(link.host, task)) {
+            waiting.retain(|(_, waiter)| !waiter.is_closed());
+            if waiting.is_empty() {
+                metas.remove(&(link.host, task));
+            }
+        }
     }
     answer
 }

@@ -15,8 +15,11 @@ use super::error::TaskError;
 use super::headers;
 use super::shared::Shared;
 use crate::limit::Limit;
-use crate::source::{OriginBody, OriginRequest, OriginResponse};
+use crate::source::{OriginBody, OriginRequest, OriginResponse, SourceError};
 use crate::store::Content;
+
+/// The end of a range that has none: servers read it as a signed number of 64 bits and refuse what does not fit.
+const RANGE_END_MAX: u64 = i64::MAX as u64;
 
 /// A body from the origin, positioned in the task's content.
 #[derive(Debug)]
@@ -30,6 +33,16 @@ pub(crate) struct OriginBytes {
 
 /// Pieces being written while the next one is read, at most.
 const WRITES_MAX: usize = 4;
+
+/// On whose behalf the origin is read.
+pub(crate) struct Caller {
+    /// The caller's own URL; it may be signed.
+    pub(crate) spec: TaskSpec,
+    /// The caller's own headers.
+    pub(crate) headers: HeaderMap,
+    /// A limit besides the task's.
+    pub(crate) limit: Option<Limit>,
+}
 
 /// What happens while the origin is read.
 #[derive(Debug)]
@@ -74,6 +87,17 @@ fn validators_of(content: &Content) -> Validators {
     }
 }
 
+/// Asks the origin about a content without reading it: what it says to `HEAD`, or to a request for one byte where it
+/// answers `HEAD` otherwise than `GET`, as it does for a URL signed for `GET` alone.
+async fn probe(inner: &Inner, spec: &TaskSpec, headers: HeaderMap) -> Result<OriginResponse, SourceError> {
+    match inner.source.head(request(inner, spec, headers.clone(), None)).await {
+        Err(error) if error.answer().is_some_and(|answer| matches!(answer.status.as_u16(), 403 | 405 | 501)) => {
+            inner.source.get(request(inner, spec, headers, ByteRange::new(0, 1))).await
+        }
+        asked => asked,
+    }
+}
+
 /// Asks the origin for a task's content, or to confirm the one that is held.
 pub(crate) async fn resolve(
     inner: &Inner,
@@ -83,10 +107,12 @@ pub(crate) async fn resolve(
 ) -> Result<Resolved, TaskError> {
     if let Some(held) = held.filter(|content| !content.is_complete()) {
         // Of a partial content only the rest will be read, in ranges, once it is known to be the same one still.
-        let response = inner.source.head(request(inner, spec, headers.clone(), None)).await?;
+        let response = probe(inner, spec, headers.clone()).await?;
+        // What is named by its digest is the same one for sure; that the caller may have it is all that was asked.
         // The same strong tag with another length: one of the two answers was wrong, so nothing is built upon them.
         let same_length = response.validators.length.is_none() || response.validators.length == held.layout().length();
-        if same_length && Generation::of_validators(&response.validators) == Some(held.generation()) {
+        let same = Generation::of_validators(&response.validators) == Some(held.generation());
+        if same_length && (spec.content_addressed || same) {
             return Ok(confirmed(held, response.used_credentials));
         }
     }
@@ -144,20 +170,15 @@ fn positioned(spec: &TaskSpec, response: OriginResponse, at: u64) -> OriginBytes
 
 /// The generation that the origin has now, when it can be told.
 pub(crate) async fn current_generation(inner: &Inner, spec: &TaskSpec, headers: HeaderMap) -> Option<Generation> {
-    let response = inner.source.head(request(inner, spec, headers, None)).await.ok()?;
+    let response = probe(inner, spec, headers).await.ok()?;
     Generation::of_validators(&response.validators)
 }
 
 /// Asks the origin whether a caller with these headers may have the task.
 pub(crate) async fn may_have(inner: &Inner, spec: &TaskSpec, headers: HeaderMap) -> Result<(), TaskError> {
-    let asked = inner.source.head(request(inner, spec, headers.clone(), None)).await;
-    match asked {
-        Ok(_) => Ok(()),
-        // An origin that knows no HEAD is asked for one byte.
-        Err(error) if error.answer().is_some_and(|answer| matches!(answer.status.as_u16(), 405 | 501)) => {
-            inner.source.get(request(inner, spec, headers, ByteRange::new(0, 1))).await?;
-            Ok(())
-        }
+    match probe(inner, spec, headers).await {
+        // Of an empty content there is no first byte.
+        Ok(_) | Err(SourceError::RangeNotSatisfiable { .. }) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -166,28 +187,30 @@ pub(crate) async fn may_have(inner: &Inner, spec: &TaskSpec, headers: HeaderMap)
 pub(crate) async fn read(
     inner: Arc<Inner>,
     shared: Arc<Shared>,
-    headers: HeaderMap,
-    limit: Limit,
+    caller: Caller,
     body: Option<OriginBytes>,
     from: PieceIndex,
     to: Option<PieceIndex>,
 ) {
-    let result = read_run(&inner, &shared, headers, limit, body, from, to).await;
+    let result = read_run(&inner, &shared, &caller, body, from, to).await;
     let _ = shared.events.send(Event::Origin(OriginEvent::Ended(result))).await;
 }
 
 async fn read_run(
     inner: &Arc<Inner>,
     shared: &Arc<Shared>,
-    headers: HeaderMap,
-    limit: Limit,
+    caller: &Caller,
     body: Option<OriginBytes>,
     from: PieceIndex,
     to: Option<PieceIndex>,
 ) -> Result<(), TaskError> {
     let mut bytes = match body {
         Some(body) => body,
-        None => reopen(inner, shared, headers, from, to).await?,
+        None => match reopen(inner, shared, caller, from, to).await? {
+            Some(body) => body,
+            // There is nothing behind what is here.
+            None => return body_ended(shared, shared.layout(), from, &[]).await,
+        },
     };
     let mut piece = shared.layout().piece_at(bytes.at);
     let end = to.map_or(u32::MAX, |to| to.0);
@@ -208,7 +231,10 @@ async fn read_run(
                 }
             }
             let chunk = rest.split_to(rest.len().min(len - filled));
-            limit.take(chunk.len() as u64).await;
+            shared.limit.take(chunk.len() as u64).await;
+            if let Some(limit) = &caller.limit {
+                limit.take(chunk.len() as u64).await;
+            }
             hasher.update(&chunk);
             buffer[filled..filled + chunk.len()].copy_from_slice(&chunk);
             filled += chunk.len();
@@ -259,21 +285,26 @@ async fn body_ended(
     }
     let content = Arc::clone(&shared.content);
     blocking(move || content.set_length(length).map_err(TaskError::from)).await?;
+    let mut last = None;
     if !tail.is_empty() {
         let layout = shared.layout();
         let hash = PieceHash::of(layout, piece, tail);
         let (content, bytes) = (Arc::clone(&shared.content), tail.to_vec());
         blocking(move || content.write_piece(piece, &bytes, hash).map_err(TaskError::from)).await?;
         shared.counters.from_origin.fetch_add(tail.len() as u64, Ordering::Relaxed);
-        let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece, hash })).await;
+        last = Some((piece, hash));
     } else if shared.layout().count() == Some(1) {
         // The only piece was hashed as one of several; the store has corrected it.
         if let Some(hash) = shared.content.hash_of(PieceIndex(0)) {
-            shared.expect(0, &[hash]);
-            let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece: PieceIndex(0), hash })).await;
+            shared.expect_again(PieceIndex(0), Some(hash));
+            last = Some((PieceIndex(0), hash));
         }
     }
+    // The length goes first: a host that hears of the last piece has to know that it is a shorter one.
     let _ = shared.events.send(Event::Origin(OriginEvent::Length(length))).await;
+    if let Some((piece, hash)) = last {
+        let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece, hash })).await;
+    }
     Ok(())
 }
 
@@ -299,15 +330,16 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::stopping())?
 }
 
-/// Opens the origin again in the middle of a content, and makes sure that it is still the same one.
+/// Opens the origin again in the middle of a content, and makes sure that it is still the same one. None when a
+/// content whose length was not known turns out to end right there.
 async fn reopen(
     inner: &Arc<Inner>,
     shared: &Arc<Shared>,
-    headers: HeaderMap,
+    caller: &Caller,
     from: PieceIndex,
     to: Option<PieceIndex>,
-) -> Result<OriginBytes, TaskError> {
-    let spec = &shared.spec;
+) -> Result<Option<OriginBytes>, TaskError> {
+    let spec = &caller.spec;
     let offset = spec.range.map_or(0, ByteRange::start);
     let start = u64::from(from.0) * u64::from(shared.layout().piece_len());
     let range = match run_range(shared, from, to) {
@@ -318,14 +350,21 @@ async fn reopen(
         Some(run) => ByteRange::new(run.start() + offset, run.end() + offset),
         // Of a content of unknown length everything from here on.
         None if start + offset == 0 => None,
-        None => ByteRange::new(start + offset, u64::MAX),
+        None => ByteRange::new(start + offset, RANGE_END_MAX),
     };
-    let mut request = request(inner, spec, headers, range);
+    let mut request = request(inner, spec, caller.headers.clone(), range);
     if range.is_some() {
         let validators = validators_of(&shared.content);
         request.if_range = (validators.etag.is_some() || validators.last_modified.is_some()).then_some(validators);
     }
-    let response = inner.source.get(request).await?;
+    let response = match inner.source.get(request).await {
+        Err(SourceError::RangeNotSatisfiable { total: Some(total), .. })
+            if shared.layout().length().is_none() && total == start + offset =>
+        {
+            return Ok(None);
+        }
+        asked => asked?,
+    };
     if !spec.content_addressed {
         // Without validators no second answer can be joined to the first, unless it is the whole from the start.
         let same = Generation::of_validators(&response.validators) == Some(shared.generation);
@@ -336,7 +375,7 @@ async fn reopen(
     }
     let mut bytes = positioned(spec, response, start);
     bytes.at = start;
-    Ok(bytes)
+    Ok(Some(bytes))
 }
 
 impl OriginBytes {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::error::TaskError;
 use super::shared::{Shared, Status};
+use crate::store::StoreError;
 
 /// Bytes handed out at once at most.
 const CHUNK_BYTES: u64 = 1024 * 1024;
@@ -49,8 +50,11 @@ impl TaskReader {
             if ready > self.at {
                 return Some(self.read(ready.min(self.at + CHUNK_BYTES)).await);
             }
-            if let Some(Err(error)) = status.end {
-                return Some(Err(error));
+            match status.end {
+                None => {}
+                Some(Err(error)) => return Some(Err(error)),
+                // All was here, and is not any more.
+                Some(Ok(())) => return Some(Err(StoreError::Discarded.into())),
             }
             if self.status.changed().await.is_err() {
                 return Some(Err(TaskError::stopping()));

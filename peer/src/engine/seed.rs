@@ -1,5 +1,6 @@
 //! A supernode's own peer: opens tasks at their origin and tells the supernode what it learns.
 
+use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -16,7 +17,7 @@ use crate::store::{Content, NewTask};
 const NEWS_MAX: usize = 1024;
 
 /// What a seed is to fetch.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SeedRequest {
     /// The task.
     pub spec: TaskSpec,
@@ -35,6 +36,13 @@ pub struct Known {
     pub meta: wire::TaskMeta,
     /// Hashes from piece 0 on, as far as they are known.
     pub hashes: Vec<PieceHash>,
+}
+
+impl fmt::Debug for SeedRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither the headers nor the URL: either may hold credentials.
+        f.debug_struct("SeedRequest").field("task", &self.spec.id()).finish_non_exhaustive()
+    }
 }
 
 /// What a seed learns.
@@ -70,6 +78,8 @@ pub enum News {
         error: TaskError,
         /// These credentials were refused; another caller's may do.
         credentials_refused: bool,
+        /// The seed keeps what it has and waits for other credentials; otherwise it has ended.
+        waits: bool,
     },
     /// The content is not what its digest says; it was thrown away here.
     Corrupt {
@@ -94,17 +104,24 @@ impl Engine {
                 Err(error) => {
                     let credentials_refused =
                         matches!(error.kind(), proto::Kind::Unauthorized | proto::Kind::Forbidden);
-                    let _ = sender.send(News::Failed { error, credentials_refused }).await;
+                    let _ = sender.send(News::Failed { error, credentials_refused, waits: false }).await;
                 }
             }
         });
         news
     }
 
-    /// Gives a seed that waits for credentials another caller's.
-    pub fn seed_credentials(&self, task: proto::TaskId, headers: &HeaderMap) {
-        self.inner.tasks.for_each_of(task, |shared| {
-            let _ = shared.events.try_send(Event::Credentials { headers: headers.clone() });
+    /// Gives a seed that waits for credentials another caller's: its headers, and its URL, which may be signed.
+    pub fn seed_credentials(&self, spec: &TaskSpec, headers: &HeaderMap) {
+        self.inner.tasks.for_each_of(spec.id(), |shared| {
+            let (events, cancel) = (shared.events.clone(), self.inner.cancel.clone());
+            let credentials = Event::Credentials { spec: Box::new(spec.clone()), headers: headers.clone() };
+            self.inner.tracker.spawn(async move {
+                tokio::select! {
+                    _ = events.send(credentials) => {}
+                    () = cancel.cancelled() => {}
+                }
+            });
         });
     }
 
@@ -128,14 +145,20 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
     // What is named by its digest needs nobody's confirmation.
     let held_for_good = held.clone().filter(|_| addressed);
     let headers = request.headers;
+    let mut guarded = false;
     let (content, hashes, body) = match (held_for_good, &request.known) {
-        (Some(content), _) => (content, Vec::new(), None),
+        // Hashes that a sibling told let the rest come from the hosts that have it.
+        (Some(content), known) => {
+            let fits = known.as_ref().filter(|known| known.meta.piece_len == content.layout().piece_len());
+            (content, fits.map(|known| known.hashes.clone()).unwrap_or_default(), None)
+        }
         (None, Some(known)) if addressed || inner.confirms(&request.spec, headers.clone(), known).await => {
             let content = inner.create_from_meta(&request.spec, &known.meta).await?;
             (content, known.hashes.clone(), None)
         }
         _ => {
             let resolved = origin::resolve(inner, &request.spec, headers.clone(), held.as_deref()).await?;
+            guarded = resolved.guarded;
             let content = inner
                 .create(NewTask {
                     task,
@@ -151,9 +174,13 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
             (content, Vec::new(), resolved.body)
         }
     };
-    let _ = news.send(News::Opened { meta: Box::new(meta_of(&content, &request.spec)) }).await;
+    let mut meta = meta_of(&content, &request.spec);
+    // What was public when it was stored may have been confirmed with credentials now.
+    meta.guarded |= guarded || request.known.as_ref().is_some_and(|known| known.meta.guarded);
+    let _ = news.send(News::Opened { meta: Box::new(meta) }).await;
     send_stored(&content, &news).await;
     let start = Start {
+        spec: request.spec.clone(),
         authority: Authority::Own { news: Some(news.clone()) },
         body,
         headers: headers.clone(),
@@ -161,8 +188,8 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
         orphan: false,
         seed_only: false,
     };
-    let shared = inner.start(request.spec, content, start, &hashes).await?;
-    if let (true, Some(root)) = (matches!(shared.ended(), Some(Ok(()))), shared.content.root()) {
+    let shared = inner.start(content, start, &hashes).await?;
+    if let (true, Some(root)) = (matches!(shared.ended(), Some(Ok(()))), shared.root()) {
         let length = shared.layout().length().unwrap_or_default();
         let _ = news.send(News::Complete { length, root }).await;
     }

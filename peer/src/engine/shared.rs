@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
 use parking_lot::{Mutex, RwLock};
-use proto::{Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId, TaskSpec};
+use proto::{Generation, PieceHash, PieceIndex, PieceLayout, PieceSet, Root, TaskId};
 use tokio::sync::{mpsc, watch};
 
 use super::actor::Event;
@@ -20,7 +20,6 @@ use crate::store::Content;
 pub(crate) struct Shared {
     pub(crate) task: TaskId,
     pub(crate) generation: Generation,
-    pub(crate) spec: TaskSpec,
     pub(crate) content: Arc<Content>,
     /// Hashes that the task's authority vouched for, by piece.
     expected: RwLock<Vec<Option<PieceHash>>>,
@@ -52,10 +51,12 @@ pub(crate) struct Counters {
     pub(crate) from_peers: AtomicU64,
     pub(crate) from_origin: AtomicU64,
     pub(crate) from_cache: AtomicU64,
+    /// Bytes received from other hosts, of pieces that may not be whole yet.
+    pub(crate) received: AtomicU64,
 }
 
 impl Shared {
-    pub(crate) fn new(spec: TaskSpec, content: Arc<Content>, limit: Limit, events: mpsc::Sender<Event>) -> Arc<Self> {
+    pub(crate) fn new(content: Arc<Content>, limit: Limit, events: mpsc::Sender<Event>) -> Arc<Self> {
         let complete = content.is_complete();
         let status = Status {
             version: 0,
@@ -68,7 +69,6 @@ impl Shared {
         Arc::new(Self {
             task: content.task(),
             generation: content.generation(),
-            spec,
             expected: RwLock::default(),
             root: OnceLock::new(),
             status: watch::Sender::new(status),
@@ -105,6 +105,18 @@ impl Shared {
             }
         }
         news
+    }
+
+    /// Replaces what is known of a piece.
+    pub(crate) fn expect_again(&self, piece: PieceIndex, hash: Option<PieceHash>) {
+        if let Some(expected) = self.expected.write().get_mut(piece.at()) {
+            *expected = hash;
+        }
+    }
+
+    /// The root over all pieces, once it is known.
+    pub(crate) fn root(&self) -> Option<Root> {
+        self.root.get().copied().or_else(|| self.content.root())
     }
 
     pub(crate) fn set_root(&self, root: Root) -> bool {

@@ -133,6 +133,7 @@ fn push_to(state: &mut State, task: TaskId, host: HostId) {
 /// Queues a message. A host whose queue is full has its session closed: it comes back with a hello.
 fn say(state: &mut State, host: HostId, what: Say) {
     if let Some(entry) = state.hosts.get(&host)
+        && !entry.say.is_closed()
         && entry.say.try_send(wire::FromSupernode { body: Some(what) }).is_err()
     {
         warn!(host = %host, "the host does not keep up; closing its session");

@@ -2,11 +2,15 @@
 
 use peer::engine::{Known, News, SeedRequest};
 use proto::frame::HASHES_PER_MESSAGE_MAX;
-use proto::{HostId, TaskId, wire};
+use proto::{HostId, PieceLayout, TaskId, wire};
 use swarm::SchedulerEvent;
 use tracing::{debug, info, warn};
 
+use super::tasks::TaskEntry;
 use super::{Manager, State};
+
+/// Tasks kept that only a sibling told of, at most: with 512 pieces each, 64 MiB of hashes.
+const TOLD_MAX: usize = 4096;
 
 impl Manager {
     pub(super) fn start_seed(
@@ -19,12 +23,23 @@ impl Manager {
         let Some(entry) = state.tasks.get_mut(&task) else { return };
         let (spec, headers) = entry.caller(on_behalf_of);
         if entry.seeding {
-            // It waits for credentials that the origin accepts.
-            debug!(?task, "the seed goes on with another caller's credentials");
-            self.inner.engine.seed_credentials(task, &headers);
+            if std::mem::take(&mut entry.waits) {
+                debug!(?task, "the seed goes on with another caller's credentials");
+                entry.lender = Some(on_behalf_of);
+                self.inner.engine.seed_credentials(&spec, &headers);
+                let pieces = entry.meta.as_ref().and_then(|meta| meta.layout().ok()).and_then(PieceLayout::count);
+                if let Some(generation) = entry.generation() {
+                    // It was opened long ago and will not say so again; who waits would wait until its end.
+                    self.handle(state, SchedulerEvent::SeedOpened { task, generation, complete: false, pieces });
+                }
+            }
             return;
         }
         entry.seeding = true;
+        entry.waits = false;
+        entry.lender = Some(on_behalf_of);
+        entry.seeds += 1;
+        let number = entry.seeds;
         let request = SeedRequest { spec, headers, holders, known: entry.known.clone() };
         let manager = self.clone();
         self.inner.tracker.spawn(async move {
@@ -35,18 +50,20 @@ impl Manager {
                     () = manager.inner.cancel.cancelled() => None,
                 };
                 let Some(item) = item else { break };
-                if manager.seed_learned(task, on_behalf_of, item) {
+                if manager.seed_learned(task, item) {
                     break;
                 }
             }
-            if let Some(entry) = manager.inner.state.lock().tasks.get_mut(&task) {
+            if let Some(entry) = manager.inner.state.lock().tasks.get_mut(&task)
+                && entry.seeds == number
+            {
                 entry.seeding = false;
             }
         });
     }
 
     /// Takes a seed's news; true when it was the last.
-    fn seed_learned(&self, task: TaskId, on_behalf_of: HostId, news: News) -> bool {
+    fn seed_learned(&self, task: TaskId, news: News) -> bool {
         let mut state = self.inner.state.lock();
         let state = &mut *state;
         let Some(entry) = state.tasks.get_mut(&task) else { return true };
@@ -55,9 +72,10 @@ impl Manager {
                 let meta = *meta;
                 let Ok((_, generation)) = meta.key() else { return true };
                 let complete = !meta.root.is_empty();
-                let pieces = meta.layout().ok().and_then(proto::PieceLayout::count);
+                let pieces = meta.layout().ok().and_then(PieceLayout::count);
                 info!(?task, length = meta.length, complete, "the seed opened a task");
                 entry.opened_as(meta.clone());
+                entry.waits = false;
                 if complete {
                     entry.root = meta.checked_root().ok().flatten();
                 }
@@ -101,18 +119,19 @@ impl Manager {
                 state.dirty.push(task);
                 self.tell_siblings(wire::task_news::Body::Meta(meta.clone()));
                 if let (Ok((_, generation)), Some(pieces)) =
-                    (meta.key(), meta.layout().ok().and_then(proto::PieceLayout::count))
+                    (meta.key(), meta.layout().ok().and_then(PieceLayout::count))
                 {
                     entry.seeding = false;
                     self.handle(state, SchedulerEvent::SeedComplete { task, generation, pieces });
                 }
                 true
             }
-            News::Failed { error, credentials_refused } => {
+            News::Failed { error, credentials_refused, waits } => {
                 warn!(?task, %error, credentials_refused, "the seed cannot go on");
-                let waits = credentials_refused && entry.meta.is_some();
+                let Some(on_behalf_of) = entry.lender else { return !waits };
                 entry.failure = Some(error);
                 entry.seeding = waits;
+                entry.waits = waits;
                 if !waits {
                     entry.state = "failed";
                 }
@@ -139,38 +158,44 @@ impl Manager {
         }
     }
 
+    /// Tasks whose metadata this supernode vouches for.
+    #[must_use]
+    pub fn vouched_for(&self) -> Vec<TaskId> {
+        let state = self.inner.state.lock();
+        state.tasks.iter().filter(|(_, entry)| entry.meta.is_some()).map(|(task, _)| *task).collect()
+    }
+
+    /// Everything a sibling has to know of a task to take over.
+    #[must_use]
+    pub fn told_of(&self, task: TaskId) -> Vec<wire::TaskNews> {
+        let state = self.inner.state.lock();
+        let Some((entry, meta)) = state.tasks.get(&task).and_then(|entry| Some((entry, entry.meta.clone()?))) else {
+            return Vec::new();
+        };
+        let generation = meta.generation.clone();
+        let mut bodies = vec![wire::task_news::Body::Meta(meta)];
+        let mut first = 0;
+        loop {
+            let page = entry.hashes_from(first, HASHES_PER_MESSAGE_MAX);
+            if page.is_empty() {
+                break;
+            }
+            bodies.push(wire::task_news::Body::Hashes(wire::NewHashes {
+                task_id: task.to_bytes().to_vec().into(),
+                generation: generation.clone(),
+                hashes: Some(wire::PieceHashes::from_hashes(first, &page)),
+                ..wire::NewHashes::default()
+            }));
+            first += u32::try_from(page.len()).expect("a page is short");
+        }
+        let supernode_id = self.inner.engine.host().host_id.clone();
+        bodies.into_iter().map(|body| wire::TaskNews { supernode_id: supernode_id.clone(), body: Some(body) }).collect()
+    }
+
     fn tell_siblings(&self, body: wire::task_news::Body) {
         let supernode_id = self.inner.engine.host().host_id.clone();
         // Fails only when there is no sibling.
         let _ = self.inner.siblings.send(wire::TaskNews { supernode_id, body: Some(body) });
-    }
-
-    /// Everything our seed vouches for, as news for a sibling that has heard nothing yet.
-    #[must_use]
-    pub fn known_tasks(&self) -> Vec<wire::TaskNews> {
-        let state = self.inner.state.lock();
-        let supernode_id = &self.inner.engine.host().host_id;
-        let mut news = Vec::new();
-        for (task, entry) in &state.tasks {
-            let Some(meta) = &entry.meta else { continue };
-            let mut tell = |body| news.push(wire::TaskNews { supernode_id: supernode_id.clone(), body: Some(body) });
-            tell(wire::task_news::Body::Meta(meta.clone()));
-            let mut first = 0;
-            loop {
-                let page = entry.hashes_from(first, HASHES_PER_MESSAGE_MAX);
-                if page.is_empty() {
-                    break;
-                }
-                tell(wire::task_news::Body::Hashes(wire::NewHashes {
-                    task_id: task.to_bytes().to_vec().into(),
-                    generation: meta.generation.clone(),
-                    hashes: Some(wire::PieceHashes::from_hashes(first, &page)),
-                    ..wire::NewHashes::default()
-                }));
-                first += u32::try_from(page.len()).expect("a page is short");
-            }
-        }
-        news
     }
 
     /// Takes what a sibling supernode learned, to be used when this one has to take over.
@@ -183,7 +208,11 @@ impl Manager {
                 else {
                     return;
                 };
-                let entry = state.tasks.entry(task).or_insert_with(|| super::tasks::TaskEntry::new(spec));
+                if !state.tasks.contains_key(&task) {
+                    make_room(&mut state);
+                }
+                let entry = state.tasks.entry(task).or_insert_with(|| TaskEntry::new(spec));
+                entry.told_at = tokio::time::Instant::now();
                 match &mut entry.known {
                     Some(known) if known.meta.generation == meta.generation => known.meta = meta,
                     known => *known = Some(Known { meta, hashes: Vec::new() }),
@@ -194,10 +223,11 @@ impl Manager {
                 if let (Some(known), Ok(checked)) =
                     (state.tasks.get_mut(&task).and_then(|entry| entry.known.as_mut()), hashes.checked())
                     && known.meta.generation == news.generation
-                    // Only the run from the start is kept: what comes after a gap is fetched again.
-                    && let Some(known_already) = known.hashes.len().checked_sub(hashes.first as usize)
+                    // Only the run from the start is kept: what comes after a gap is told again in time.
+                    && hashes.first as usize <= known.hashes.len()
                 {
-                    known.hashes.extend(checked.into_iter().skip(known_already));
+                    let end = (hashes.first as usize + checked.len()).min(known.hashes.len());
+                    known.hashes.splice(hashes.first as usize..end, checked);
                 }
             }
             wire::task_news::Body::Discard(discard) => {
@@ -208,5 +238,17 @@ impl Manager {
                 }
             }
         }
+    }
+}
+
+/// Forgets the task that a sibling has not told of for longest, when there are too many that nobody asked for here.
+fn make_room(state: &mut State) {
+    let told = || state.tasks.iter().filter(|(_, entry)| entry.is_only_told());
+    if told().count() < TOLD_MAX {
+        return;
+    }
+    let oldest = told().min_by_key(|(_, entry)| entry.told_at).map(|(task, _)| *task);
+    if let Some(task) = oldest {
+        state.tasks.remove(&task);
     }
 }

@@ -1,9 +1,11 @@
 //! What a supernode keeps of a task.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use http::HeaderMap;
 use peer::engine::{Known, TaskError};
+use peer::source::redact_url;
 use proto::{Generation, HostId, PieceHash, Root, TaskId, TaskSpec, api, wire};
 use tokio::sync::broadcast;
 
@@ -25,6 +27,14 @@ pub(super) struct TaskEntry {
     /// What a sibling told, until our own seed knows better.
     pub(super) known: Option<Known>,
     pub(super) seeding: bool,
+    /// Counts the seeds that were started, to tell the last one from those before.
+    pub(super) seeds: u64,
+    /// Whose credentials the seed uses.
+    pub(super) lender: Option<HostId>,
+    /// The seed has begun, and waits for credentials that the origin accepts.
+    pub(super) waits: bool,
+    /// When a sibling told of it last.
+    pub(super) told_at: tokio::time::Instant,
     pub(super) state: &'static str,
 }
 
@@ -35,10 +45,15 @@ pub(super) struct Told {
     pub(super) root: bool,
 }
 
-#[derive(Debug)]
 struct Caller {
     spec: TaskSpec,
     headers: HeaderMap,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Caller").finish_non_exhaustive()
+    }
 }
 
 impl TaskEntry {
@@ -53,6 +68,10 @@ impl TaskEntry {
             failure: None,
             known: None,
             seeding: false,
+            seeds: 0,
+            lender: None,
+            waits: false,
+            told_at: tokio::time::Instant::now(),
             state: "pending",
         }
     }
@@ -91,19 +110,30 @@ impl TaskEntry {
         self.meta = Some(meta);
     }
 
+    /// Takes hashes. Where one replaces another (a lone piece is hashed anew when its length becomes known), hosts are
+    /// told from there on again.
     pub(super) fn add_hashes(&mut self, first: u32, hashes: &[PieceHash]) {
         let end = first as usize + hashes.len();
         if self.hashes.len() < end {
             self.hashes.resize(end, None);
         }
-        for (slot, hash) in self.hashes[first as usize..].iter_mut().zip(hashes) {
-            *slot = Some(*hash);
+        for ((at, slot), hash) in (first..).zip(&mut self.hashes[first as usize..]).zip(hashes) {
+            if slot.replace(*hash).is_some_and(|old| old != *hash) {
+                for told in self.opened.values_mut() {
+                    told.pieces = told.pieces.min(at);
+                }
+            }
         }
     }
 
     /// Hashes from a piece on, up to the first that is not known.
     pub(super) fn hashes_from(&self, first: u32, max: usize) -> Vec<PieceHash> {
         self.hashes.iter().skip(first as usize).take(max).map_while(|hash| *hash).collect()
+    }
+
+    /// Nobody here ever asked for it: it is only known from a sibling.
+    pub(super) fn is_only_told(&self) -> bool {
+        self.meta.is_none() && self.callers.is_empty() && self.opened.is_empty() && !self.seeding
     }
 
     /// Forgets the content, not who waits.
@@ -122,7 +152,7 @@ impl TaskEntry {
         api::TaskView {
             task_id: id,
             generation: self.generation(),
-            url: proto::content_url(&self.spec.url, &self.spec.filtered_query_params).to_string(),
+            url: redact_url(&proto::content_url(&self.spec.url, &self.spec.filtered_query_params)),
             length: self.meta.as_ref().and_then(|meta| meta.length),
             piece_len: self.meta.as_ref().map_or(0, |meta| meta.piece_len),
             pieces_seeded: self.known_hashes(),

@@ -1,6 +1,9 @@
 //! Who vouches for a task's metadata and hashes, and what is told them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use proto::wire::from_daemon::Body as Say;
 use proto::{HostId, PieceIndex, PieceSet, wire};
@@ -13,6 +16,11 @@ use super::super::error::TaskError;
 use super::super::seed::News;
 use super::super::shared::Shared;
 use super::{Actor, ClusterEvent};
+
+/// Nothing has arrived for so long: the task is opened at its supernode once more.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// Nothing has arrived for so long although a supernode answers: the task fails.
+const STARVED_MAX: Duration = Duration::from_secs(600);
 
 /// Who vouches for a task.
 #[derive(Debug)]
@@ -87,13 +95,32 @@ impl Authority {
         );
     }
 
-    pub(super) fn news(&self, news: News) {
+    /// Tells the listener, in order, as much as it has room for.
+    pub(super) fn tell(&self, untold: &mut VecDeque<News>) {
+        let Self::Own { news: Some(listener) } = self else { return };
+        while let Some(news) = untold.pop_front() {
+            match listener.try_send(news) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(news)) => return untold.push_front(news),
+                Err(mpsc::error::TrySendError::Closed(_)) => return untold.clear(),
+            }
+        }
+    }
+
+    /// Tells the listener all of it, however long that takes.
+    pub(super) fn tell_rest(&self, inner: &Arc<Inner>, untold: VecDeque<News>) {
         if let Self::Own { news: Some(listener) } = self
-            && let Err(mpsc::error::TrySendError::Full(news)) = listener.try_send(news)
+            && !untold.is_empty()
         {
-            // Hashes must not be lost. The queue is longer than any content has unsent batches; this is the rare case.
-            let listener = listener.clone();
-            tokio::spawn(async move { listener.send(news).await });
+            let (listener, cancel) = (listener.clone(), inner.cancel.clone());
+            inner.tracker.spawn(async move {
+                for news in untold {
+                    tokio::select! {
+                        sent = listener.send(news) => if sent.is_err() { return },
+                        () = cancel.cancelled() => return,
+                    }
+                }
+            });
         }
     }
 
@@ -137,6 +164,11 @@ impl Actor {
                 if let Some(hashes) = &news.hashes
                     && let Ok(checked) = hashes.checked()
                 {
+                    let here = self.shared.content.hashes(hashes.first, checked.len());
+                    if here.iter().zip(&checked).any(|(here, told)| here.is_some_and(|here| here != *told)) {
+                        // One generation, two contents: what is here would be mixed with what is still to come.
+                        return self.discard("pieces that are here are not those that the supernode vouches for");
+                    }
                     let verifiable: PieceSet = self.shared.expect(hashes.first, &checked).into_iter().collect();
                     self.pick(PickerEvent::Verifiable { pieces: verifiable });
                 }
@@ -190,9 +222,16 @@ impl Actor {
     }
 
     pub(super) fn length_known(&mut self, length: u64) {
+        if self.shared.layout().length().is_some_and(|known| known != length) {
+            return self.discard("two different lengths were told for one generation");
+        }
         if self.shared.layout().length().is_none() {
             if let Err(error) = self.shared.content.set_length(length) {
                 return self.fail(error.into());
+            }
+            if self.shared.layout().count() == Some(1) {
+                // Alone, it is hashed in another way: what was told of it before does not hold any more.
+                self.shared.expect_again(PieceIndex(0), self.shared.content.hash_of(PieceIndex(0)));
             }
             self.shared.changed();
         }
@@ -211,9 +250,7 @@ impl Actor {
     pub(super) fn starving(&mut self) {
         match &self.authority {
             Authority::Cluster { open, lost_since } => {
-                let Some(since) = lost_since else {
-                    return debug!(task = ?self.shared.task, neighbours = self.neighbours.len(), "nothing arrives");
-                };
+                let Some(since) = lost_since else { return self.starving_in_cluster() };
                 if since.elapsed() < self.inner.orphan_delay(self.shared.task) {
                     return;
                 }
@@ -234,6 +271,31 @@ impl Actor {
                 self.origin_turn();
             }
             Authority::Nobody => {}
+        }
+    }
+
+    /// A supernode answers, and yet nothing comes: whatever was lost on the way is done again, and in the end the
+    /// task fails rather than keep its readers waiting for ever.
+    fn starving_in_cluster(&mut self) {
+        let now = tokio::time::Instant::now();
+        let received = self.shared.counters.received.load(Ordering::Relaxed);
+        let (since, before) = *self.starving_since.get_or_insert((now, received));
+        if before != received {
+            // Slow, but not dead: a low rate and long pieces.
+            self.starving_since = Some((now, received));
+            return;
+        }
+        let neighbours = self.neighbours.len();
+        if now - since >= STARVED_MAX {
+            return self.fail(TaskError::new(
+                proto::Kind::Unavailable,
+                format!("nothing has arrived for {STARVED_MAX:?}, from none of {neighbours} neighbours"),
+            ));
+        }
+        info!(task = ?self.shared.task, neighbours, "nothing arrives: calling everybody again");
+        self.call_again();
+        if now - since >= OPEN_AGAIN_AFTER {
+            self.open_again();
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use proto::{ByteRange, DigestHasher, Kind, PieceIndex, root_of};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::super::error::TaskError;
 use super::super::seed::News;
@@ -66,6 +66,9 @@ impl Actor {
         self.finishing = false;
         if let Err(error) = result {
             warn!(task = ?self.shared.task, %error, "the finished content could not be made durable");
+            // Another try must not find this task and take it for whole.
+            self.inner.tasks.remove(&self.shared);
+            self.shared.end_badly(error);
         }
         self.look_whether_wanted();
     }
@@ -87,6 +90,11 @@ impl Actor {
 
     /// Ends the task without its content. What is stored stays for another try.
     pub(super) fn fail(&mut self, error: TaskError) {
+        if self.finishing && self.shared.ended().is_none() {
+            // It is being thrown away: that is what its readers hear, once it is gone.
+            return debug!(task = ?self.shared.task, %error, "a task that is being discarded failed as well");
+        }
+        self.want_nothing();
         if self.shared.ended().is_none() {
             warn!(task = ?self.shared.task, kind = %error.kind(), %error, "task failed");
             self.shared.end(Err(error));
@@ -106,6 +114,8 @@ impl Actor {
             return;
         }
         self.origin.stop();
+        self.want_nothing();
+        self.tell_gone();
         let (inner, shared) = (Arc::clone(&self.inner), Arc::clone(&self.shared));
         self.inner.tracker.spawn_blocking(move || {
             if let Err(error) = inner.store.discard(shared.task, shared.generation) {

@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::super::origin::{self, OriginBytes, OriginEvent};
+use super::super::origin::{self, Caller, OriginBytes, OriginEvent};
 use super::super::seed::News;
 use super::super::shared::Shared;
 use super::authority::Authority;
@@ -129,12 +129,11 @@ impl Actor {
         match next_run(&self.shared, &claimed) {
             Some((from, to)) => {
                 debug!(task = ?self.shared.task, from = from.0, to = ?to.map(|to| to.0), "reading the origin");
-                let rate = if self.origin.orphan { self.inner.orphan_limit.clone() } else { self.shared.limit.clone() };
+                let limit = self.origin.orphan.then(|| self.inner.orphan_limit.clone());
                 let reading = origin::read(
                     Arc::clone(&self.inner),
                     Arc::clone(&self.shared),
-                    self.headers.clone(),
-                    rate,
+                    Caller { spec: self.spec.clone(), headers: self.headers.clone(), limit },
                     body,
                     from,
                     to,
@@ -194,7 +193,7 @@ impl Actor {
         if refused && self.authority.has_listener() {
             warn!(task = ?self.shared.task, %error, "the origin refuses these credentials");
             self.origin.waits_for_credentials = true;
-            return self.news(News::Failed { error, credentials_refused: true });
+            return self.news(News::Failed { error, credentials_refused: true, waits: true });
         }
         if error.kind().is_transient() && self.origin.attempts < ATTEMPTS_MAX {
             let backoff = Duration::from_millis(200 << self.origin.attempts.min(6));
@@ -207,7 +206,7 @@ impl Actor {
         if error.kind() == Kind::Conflict {
             return self.discard(&error.to_string());
         }
-        self.news(News::Failed { error: error.clone(), credentials_refused: refused });
+        self.news(News::Failed { error: error.clone(), credentials_refused: refused, waits: false });
         self.fail(error);
     }
 }
