@@ -7,14 +7,25 @@
 #![forbid(unsafe_code)]
 
 mod clients_direct;
+mod credentials;
 mod faults_data;
 mod faults_nodes;
 mod origins;
+mod ranges;
 mod runner;
+mod store_limits;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
-    let suites =
-        [testbed::cases(), origins::cases(), clients_direct::cases(), faults_data::cases(), faults_nodes::cases()];
+    let suites = [
+        testbed::cases(),
+        origins::cases(),
+        clients_direct::cases(),
+        faults_data::cases(),
+        faults_nodes::cases(),
+        credentials::cases(),
+        ranges::cases(),
+        store_limits::cases(),
+    ];
     runner::main(suites.into_iter().flatten().collect())
 }
