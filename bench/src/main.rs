@@ -1,9 +1,11 @@
 //! The bench binary: one subcommand per bench.
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "bench", about = "Simulated and measured speed of the swarm")]
+#[command(name = "bench", about = "The demo, and simulated and measured speed of the swarm")]
 struct Cli {
     #[command(subcommand)]
     bench: Bench,
@@ -11,12 +13,24 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// Four hosts pull an image and a file through each other; exits with 1 when a promise is not kept.
+    Demo(bench::demo::Args),
     /// Simulate a swarm and compare it with the physical limit.
     Sim(bench::sim::cli::Args),
+    /// Hosts in a shaped network download one file at the same time.
+    Testbed(bench::testbed::Args),
+    /// dfget on one host against curl.
+    Single(bench::single::Args),
+    /// Memory of a dfdaemon.
+    Memory(bench::memory::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().bench {
-        Bench::Sim(args) => bench::sim::cli::run(&args),
+        Bench::Demo(args) => bench::demo::run(&args),
+        Bench::Sim(args) => bench::sim::cli::run(&args).map(|()| ExitCode::SUCCESS),
+        Bench::Testbed(args) => bench::testbed::run(&args).map(|()| ExitCode::SUCCESS),
+        Bench::Single(args) => bench::single::run(&args).map(|()| ExitCode::SUCCESS),
+        Bench::Memory(args) => bench::memory::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

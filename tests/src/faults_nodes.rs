@@ -2,6 +2,11 @@
 //!
 //! What the cases have in common is here: machines, files, programs that download, and the bytes they cost.
 
+mod configuration;
+mod daemons;
+mod garbage;
+mod links;
+mod orphans;
 mod supernodes;
 
 use std::{
@@ -21,7 +26,15 @@ const MBIT: u64 = 1_000_000;
 const FINISH: Duration = Duration::from_secs(150);
 
 pub(crate) fn cases() -> Vec<Case> {
-    supernodes::cases().into_iter().collect()
+    let suites = [
+        supernodes::cases(),
+        daemons::cases(),
+        orphans::cases(),
+        garbage::cases(),
+        configuration::cases(),
+        links::cases(),
+    ];
+    suites.into_iter().flatten().collect()
 }
 
 /// An origin slower than anybody else, so that its link is the bottleneck and nothing is lost on the way, and hosts.

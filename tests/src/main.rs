@@ -11,8 +11,10 @@ mod clients_direct;
 mod clients_intercept;
 mod clients_mirror;
 mod clients_proxy;
+mod docs;
 mod faults_data;
 mod faults_nodes;
+mod limits;
 mod origins;
 mod runner;
 mod testbed;
@@ -22,11 +24,13 @@ fn main() -> std::process::ExitCode {
         testbed::cases(),
         origins::cases(),
         clients_direct::cases(),
+        clients_intercept::cases(),
         clients_mirror::cases(),
         clients_proxy::cases(),
-        clients_intercept::cases(),
+        docs::cases(),
         faults_data::cases(),
         faults_nodes::cases(),
+        limits::cases(),
     ];
     runner::main(suites.into_iter().flatten().collect())
 }

@@ -46,6 +46,17 @@ pub struct DaemonSpec {
     pub extra: String,
     /// Bytes it may store, as in `1GiB`.
     pub capacity: Option<String>,
+    /// Lines of `[peer]` instead of listening on the host's IPv4 address; `PORT` in it is the port chosen.
+    pub peer: Option<String>,
+}
+
+impl DaemonSpec {
+    fn peer_section(&self, ports: Ports) -> String {
+        match &self.peer {
+            Some(lines) => lines.replace("PORT", &ports.peer.port().to_string()),
+            None => format!("listen = [\"{}\"]", ports.peer),
+        }
+    }
 }
 
 /// Describes a [`Cluster`].
@@ -198,7 +209,7 @@ impl ClusterBuilder<'_> {
             let values = [
                 ("grpc", ports.main.to_string()),
                 ("http", ports.http.to_string()),
-                ("peer", ports.peer.to_string()),
+                ("peer", spec.peer_section(*ports)),
                 ("config_services", config_url.clone()),
                 ("supernodes", named.clone()),
                 ("capacity", spec.capacity.clone().unwrap_or_else(|| CAPACITY.into())),
@@ -216,7 +227,7 @@ impl ClusterBuilder<'_> {
             let values = [
                 ("proxy", ports.main.to_string()),
                 ("http", ports.http.to_string()),
-                ("peer", ports.peer.to_string()),
+                ("peer", spec.peer_section(ports)),
                 ("config_services", config_url.clone()),
                 ("supernodes", named.clone()),
                 ("capacity", spec.capacity.clone().unwrap_or_else(|| CAPACITY.into())),

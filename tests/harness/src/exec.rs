@@ -66,6 +66,10 @@ pub struct Finished {
     pub stdout: Vec<u8>,
     /// What it printed to stderr.
     pub stderr: String,
+    /// When its start was asked for.
+    pub started: Instant,
+    /// From then until it had been started: what a crowd of starts has to wait for.
+    pub starting: Duration,
     /// From start to end.
     pub elapsed: Duration,
     /// Processor time of it and of the children it waited for.
@@ -162,9 +166,10 @@ impl ProcBuilder {
         let mut command = self.command()?;
         command.stdout(File::create(&out)?).stderr(File::create(&err)?);
         let mut proc = Proc::of(self, err.clone(), command)?;
+        let (started, starting) = (proc.started, proc.started.elapsed());
         let (status, cpu, elapsed) = proc.wait_measured(deadline)?;
         let stderr = String::from_utf8_lossy(&fs::read(&err)?).into_owned();
-        Ok(Finished { status, stdout: fs::read(&out)?, stderr, elapsed, cpu })
+        Ok(Finished { status, stdout: fs::read(&out)?, stderr, started, starting, elapsed, cpu })
     }
 
     /// As [`ProcBuilder::output`], and an error when its exit code is not 0.

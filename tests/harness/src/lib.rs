@@ -33,6 +33,7 @@ pub use mounts::SmallDisk;
 pub use net::{Counters, Host, LinkSpec, Net};
 pub use peer::transport::Kind as TransportKind;
 pub use run::Run;
+pub use rustix::process::Signal;
 pub use servers::{
     AccessEntry, Behaviour, FileServer, FileServerOptions, Registry, RegistryAuth, RogueOrigin, RogueRequest,
     TokenServer, blob_bytes,

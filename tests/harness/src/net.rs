@@ -339,8 +339,16 @@ impl Host {
     /// # Errors
     /// On loopback, and when iproute2's answer is not understood.
     pub fn counters(&self) -> Result<Counters> {
+        self.counters_of(0)
+    }
+
+    /// What went over network card `eth{card}` so far.
+    ///
+    /// # Errors
+    /// As [`Host::counters`], and when there is no such card.
+    pub fn counters_of(&self, card: u8) -> Result<Counters> {
         let Namespace { name, .. } = self.namespace()?;
-        let answer = ip(&["-n", name, "-s", "-j", "link", "show", "eth0"])?;
+        let answer = ip(&["-n", name, "-s", "-j", "link", "show", &format!("eth{card}")])?;
         let answer: serde_json::Value = serde_json::from_slice(&answer).context("cannot read what ip printed")?;
         let bytes = |way: &str| answer[0]["stats64"][way]["bytes"].as_u64().context("ip printed no byte counters");
         Ok(Counters { received_bytes: bytes("rx")?, sent_bytes: bytes("tx")? })

@@ -52,7 +52,7 @@ pub(crate) fn described<'a>(
     supernode: &str,
     daemons: &str,
 ) -> ClusterBuilder<'a> {
-    let spec = |host: &str, extra: &str| DaemonSpec { host: host.into(), extra: extra.into(), capacity: None };
+    let spec = |host: &str, extra: &str| DaemonSpec { host: host.into(), extra: extra.into(), ..DaemonSpec::default() };
     let builder = Cluster::builder(net, run).supernode_with(spec("seed", supernode));
     hosts.iter().fold(builder, |builder, host| builder.daemon_with(spec(host, daemons)))
 }

@@ -9,7 +9,7 @@ use harness::{
 };
 use proto::Digest;
 
-use super::{FINISH, digest_of, ends_well, files, net, output, proxied, random_file, ratio, wait_received};
+use super::{digest_of, ends_well, files, net, output, proxied, random_file, ratio, wait_received};
 use crate::runner::{Case, CaseResult, Outcome, rooted};
 
 /// Some seconds at the origin's rate.
