@@ -94,6 +94,7 @@ pub(crate) struct Scene {
 pub(crate) struct Puller {
     runtime: Runtime,
     reference: String,
+    way: Way,
     user: Option<(&'static str, &'static str)>,
 }
 
@@ -213,7 +214,7 @@ impl Scene {
             Client::Podman => self.podman(run, &host, daemon, tag)?,
             Client::Skopeo => self.skopeo(run, &host, daemon, tag)?,
         };
-        Ok(Puller { runtime, reference, user })
+        Ok(Puller { runtime, reference, way: self.plot.way, user })
     }
 
     /// As it stands in references that name the registry.
@@ -300,6 +301,10 @@ impl Scene {
                 podman = podman.env(&name, &value);
             }
         }
+        if let (Way::Mirror, Some((user, password))) = (self.plot.way, self.user()) {
+            // `--creds` is for the registry, and is not shown to its mirrors.
+            podman.login(&daemon.mirror_of(self.registry.name()).to_string(), true, user, password)?;
+        }
         Ok((Runtime::Podman(podman), self.reference(tag)))
     }
 
@@ -310,8 +315,12 @@ impl Scene {
                 skopeo = skopeo.env(&name, &value);
             }
         }
-        if let Some((user, password)) = self.user() {
-            skopeo = skopeo.args(["--src-creds", &format!("{user}:{password}")]);
+        match (self.plot.way, self.user()) {
+            (Way::Mirror, Some((user, password))) => {
+                skopeo.login(&daemon.mirror_of(self.registry.name()).to_string(), true, user, password)?;
+            }
+            (_, Some((user, password))) => skopeo = skopeo.args(["--src-creds", &format!("{user}:{password}")]),
+            (_, None) => {}
         }
         Ok((Runtime::Skopeo(skopeo), self.reference(tag)))
     }
@@ -376,7 +385,10 @@ impl Puller {
                 env.iter().fold(ctr, |ctr, (name, value)| ctr.env(name, value)).run(PULL)?;
                 containerd.read_back(&self.reference)
             }
-            Runtime::Podman(podman) => podman.pull(&self.reference, self.user, PULL),
+            Runtime::Podman(podman) => {
+                // Logged in at the mirror, and so nobody to the registry itself.
+                podman.pull(&self.reference, self.user.filter(|_| self.way != Way::Mirror), PULL)
+            }
             Runtime::Skopeo(skopeo) => skopeo.pull(&self.reference, PULL),
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use proto::{Algorithm, Digest};
 
-use super::{Pulled, podman::registries_conf};
+use super::{ASK_DEADLINE, Pulled, podman::registries_conf};
 use crate::{Host, PodmanMirror, ProcBuilder, Run, exec::Finished};
 
 /// skopeo with a folder of its own; it needs neither root nor a daemon.
@@ -20,6 +20,7 @@ pub struct Skopeo {
     plain: bool,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    registries: Option<PathBuf>,
 }
 
 impl Skopeo {
@@ -28,7 +29,8 @@ impl Skopeo {
     /// # Errors
     /// When it cannot be made.
     pub fn new(host: &Host, run: &Run, plain: bool) -> Result<Self> {
-        Ok(Self { host: host.clone(), folder: run.data_dir("skopeo")?, plain, args: Vec::new(), env: Vec::new() })
+        let folder = run.data_dir("skopeo")?;
+        Ok(Self { host: host.clone(), folder, plain, args: Vec::new(), env: Vec::new(), registries: None })
     }
 
     /// Adds arguments of `skopeo copy`: `--src-creds`, `--src-cert-dir`.
@@ -52,7 +54,17 @@ impl Skopeo {
     pub fn registries(self, registries: &[PodmanMirror]) -> Result<Self> {
         let path = self.folder.with_extension("registries.conf");
         fs::write(&path, registries_conf(registries)?)?;
-        Ok(self.env("CONTAINERS_REGISTRIES_CONF", &path.display().to_string()))
+        Ok(Self { registries: Some(path), ..self })
+    }
+
+    /// `skopeo login`, at an address that speaks plain HTTP when `plain`.
+    ///
+    /// # Errors
+    /// When the registry refuses.
+    pub fn login(&self, registry: &str, plain: bool, user: &str, password: &str) -> Result<()> {
+        let verify = format!("--tls-verify={}", !plain);
+        let login = self.skopeo().args(["login", &verify, "-u", user, "-p", password, registry]);
+        login.run(ASK_DEADLINE).map(drop)
     }
 
     /// The folder the image is copied to.
@@ -61,19 +73,34 @@ impl Skopeo {
         &self.folder
     }
 
-    /// A copy to be started by the caller.
-    #[must_use]
-    pub fn pulling(&self, reference: &str) -> ProcBuilder {
-        let mut skopeo = self.host.program("skopeo").args(["--insecure-policy", "copy"]);
+    fn skopeo(&self) -> ProcBuilder {
+        let mut skopeo = self.host.program("skopeo").arg("--insecure-policy");
         // Nobody's own settings and passwords.
         skopeo = skopeo.env("REGISTRY_AUTH_FILE", self.folder.with_extension("auth")).env("HOME", &self.folder);
-        if self.plain {
-            skopeo = skopeo.arg("--src-tls-verify=false");
+        if let Some(registries) = &self.registries {
+            // skopeo has no variable for it, unlike podman.
+            skopeo = skopeo.arg("--registries-conf").arg(registries);
         }
         for (name, value) in &self.env {
             skopeo = skopeo.env(name, value);
         }
-        skopeo.args(&self.args).args([format!("docker://{reference}"), format!("dir:{}", self.folder.display())])
+        skopeo
+    }
+
+    /// A copy to be started by the caller.
+    #[must_use]
+    pub fn pulling(&self, reference: &str) -> ProcBuilder {
+        self.copying(&format!("docker://{reference}"), &format!("dir:{}", self.folder.display()))
+    }
+
+    /// A copy from anywhere to anywhere, as skopeo names places.
+    #[must_use]
+    pub fn copying(&self, from: &str, to: &str) -> ProcBuilder {
+        let mut skopeo = self.skopeo().arg("copy");
+        if self.plain {
+            skopeo = skopeo.arg("--src-tls-verify=false");
+        }
+        skopeo.args(&self.args).args([from, to])
     }
 
     /// As [`Skopeo::pulling`], to its end, whatever comes of it.
