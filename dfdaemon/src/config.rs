@@ -255,7 +255,7 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             origin_timeout: Duration::from_secs(5 * 60),
             first_byte_wait: Duration::from_secs(10),
-            drain_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(15),
         }
     }
 }

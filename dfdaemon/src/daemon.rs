@@ -16,7 +16,7 @@ use service::http::{ApiFailure, BodyLimits, HttpMetrics, Listener, Readiness, Ro
 use service::metrics::Metrics;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::engine::EngineDownloads;
 use crate::passthrough::Passthrough;
@@ -77,11 +77,23 @@ pub async fn run(config: DfdaemonConfig, context: service::Context<DfdaemonConfi
             }
         }
     });
-    let (socket, (), _) = tokio::join!(
+    let listeners = futures_util::future::join3(
         socket::serve(socket, engine.clone(), shutdown.clone()),
         http.serve(service::http::service(filters), shutdown.clone()),
         futures_util::future::join_all(proxies),
     );
+    // Some downloads last longer than anybody waits for a daemon to stop.
+    let drained = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(config.runtime.drain_timeout).await;
+    };
+    let socket = tokio::select! {
+        (socket, (), _) = listeners => socket,
+        () = drained => {
+            warn!("cutting off what still runs");
+            Ok(())
+        }
+    };
     // The path is ours until the next daemon binds it.
     let _ = std::fs::remove_file(&config.socket.path);
     engine.stop(STOP_DEADLINE).await;

@@ -303,6 +303,7 @@ impl Inner {
     async fn here(self: &Arc<Self>, key: (TaskId, Generation)) -> Result<Option<Arc<Shared>>, TaskError> {
         if let Some(shared) = self.tasks.get(key)
             && (matches!(shared.ended(), Some(Ok(()))) || (shared.ended().is_none() && shared.is_wanted()))
+            && self.is_intact(&shared)
         {
             return Ok(Some(shared));
         }
@@ -322,8 +323,7 @@ impl Inner {
         let spec = &request.spec;
         let held = self.stored(spec.id(), None).await?;
         let open = self.open_message(&request, held.as_deref());
-        let (events, mut mailbox) = mpsc::channel(MAILBOX);
-        let meta = cluster.open(open.clone(), events.clone(), self.config.open_timeout).await?;
+        let (meta, opening) = cluster.open(open.clone(), self.config.open_timeout).await?;
         if meta.guarded {
             authorize::authorize(self, spec, &request.headers).await?;
         }
@@ -337,12 +337,10 @@ impl Inner {
             seed_only: request.route == Route::SeedOnly,
         };
         let shared = self.start(spec.clone(), content, start, &[]).await?;
-        cluster.route(shared.task, &shared.events);
-        // What was said between the opening and the routing.
-        while let Ok(event) = mailbox.try_recv() {
-            let _ = shared.events.send(event).await;
+        let opened = actor::ClusterEvent::Opened { meta: Box::new(meta) };
+        for event in std::iter::once(opened).chain(opening.attach(&shared.events)) {
+            let _ = shared.events.send(Event::Cluster(event)).await;
         }
-        let _ = shared.events.send(Event::Cluster(actor::ClusterEvent::Opened { meta: Box::new(meta) })).await;
         Ok(shared)
     }
 
@@ -369,7 +367,7 @@ impl Inner {
                 seed_only: false,
             };
             let shared = self.start(spec, content, start, &known.hashes).await?;
-            cluster.route(shared.task, &shared.events);
+            attach_orphan(cluster, &shared).await;
             return Ok(shared);
         }
         if request.never_origin {
@@ -422,7 +420,7 @@ impl Inner {
         };
         let shared = self.start(spec, content, start, &[]).await?;
         if let (Some(cluster), true) = (&self.cluster, orphaned.is_some()) {
-            cluster.route(shared.task, &shared.events);
+            attach_orphan(cluster, &shared).await;
         }
         Ok(shared)
     }
@@ -455,6 +453,15 @@ impl Inner {
         let mut start = Box::new(start);
         loop {
             let shared = self.tasks.get_or_insert(&fresh);
+            if !Arc::ptr_eq(&shared.content, &fresh.content) {
+                // The store has one content for a name; the running task's was thrown away or spoilt since.
+                if let Err(error) = fresh.content.check_intact() {
+                    return Err(error.into());
+                }
+                self.is_intact(&shared);
+                self.tasks.remove(&shared);
+                continue;
+            }
             shared.expect(0, hashes);
             if Arc::ptr_eq(&shared, &fresh) {
                 Actor::start(self, Arc::clone(&shared), mailbox, *start);
@@ -531,16 +538,37 @@ impl Inner {
     }
 
     fn discard(self: &Arc<Self>, task: TaskId, generation: Generation, reason: &str) {
-        if let Some(shared) = self.tasks.get((task, generation)) {
-            let _ = shared.events.try_send(Event::Discard { reason: reason.to_owned() });
-            return;
-        }
+        let (inner, reason) = (Arc::clone(self), reason.to_owned());
+        self.tracker.spawn(async move {
+            if let Some(shared) = inner.tasks.get((task, generation))
+                && shared.events.send(Event::Discard { reason }).await.is_ok()
+            {
+                return;
+            }
+            inner.discard_stored(task, generation);
+        });
+    }
+
+    /// Throws away what nobody uses.
+    fn discard_stored(&self, task: TaskId, generation: Generation) {
         let store = self.store.clone();
         self.tracker.spawn_blocking(move || {
             if let Err(error) = store.discard(task, generation) {
                 tracing::warn!(?task, %error, "wrong content could not be removed");
             }
         });
+    }
+
+    /// Whether a task's content is still what was checked. If another program wrote to it, or it was thrown away, the
+    /// task is over: the next one begins with what the store makes of it.
+    fn is_intact(&self, shared: &Arc<Shared>) -> bool {
+        let Err(error) = shared.content.check_intact() else { return true };
+        tracing::warn!(task = ?shared.task, %error, "a content in use cannot be used any more");
+        self.tasks.remove(shared);
+        if matches!(shared.ended(), Some(Ok(()))) {
+            shared.end_badly(error.into());
+        }
+        false
     }
 
     /// Whether the origin still has the generation that a sibling told of.
@@ -573,6 +601,13 @@ impl Inner {
         bits.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         let share = u64::from_le_bytes(bits) as f64 / u64::MAX as f64;
         min + max.saturating_sub(min).mul_f64(share)
+    }
+}
+
+/// Lets a task that was begun without a supernode hear of one.
+async fn attach_orphan(cluster: &Cluster, shared: &Shared) {
+    if let Some(found) = cluster.attach_orphan(shared.task, &shared.events) {
+        let _ = shared.events.send(Event::Cluster(found)).await;
     }
 }
 

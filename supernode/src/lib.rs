@@ -58,7 +58,7 @@ pub async fn run(config: SupernodeConfig, context: service::Context<SupernodeCon
     tokio::spawn(known.keep(manager.clone(), shutdown.clone()));
 
     let siblings = siblings(&config, &own, &shutdown)?;
-    tokio::spawn(replicate::run(own.id.clone(), siblings, news, shutdown.clone()));
+    tokio::spawn(replicate::run(own.clone(), manager.clone(), siblings, news, shutdown.clone()));
     let http = api::server(&config.http, &metrics, &manager)?;
     info!(id = %id, grpc = %grpc.local_addr()?, endpoint = own.endpoint, "supernode is up");
     context.ready();

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tracing::{debug, info};
 
+use crate::manager::Manager;
+
 /// News kept for a sibling that is slow; what it misses it would have to fetch again after a takeover.
 pub const NEWS_MAX: usize = 16 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,7 +23,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Keeps a stream of news to every sibling until the token is cancelled.
 pub async fn run(
-    own_id: String,
+    own: SupernodeEntry,
+    manager: Manager,
     mut siblings: watch::Receiver<Vec<SupernodeEntry>>,
     news: broadcast::Sender<wire::TaskNews>,
     cancel: CancellationToken,
@@ -36,10 +39,10 @@ pub async fn run(
             }
             keep
         });
-        for entry in entries.into_iter().filter(|entry| entry.id != own_id) {
+        for entry in entries.into_iter().filter(|entry| entry.id != own.id && entry.endpoint != own.endpoint) {
             running.entry(entry.endpoint.clone()).or_insert_with(|| {
                 let stop = cancel.child_token();
-                tokio::spawn(keep_telling(entry.endpoint, news.clone(), stop.clone()));
+                tokio::spawn(keep_telling(entry.endpoint, manager.clone(), news.clone(), stop.clone()));
                 stop
             });
         }
@@ -50,10 +53,15 @@ pub async fn run(
     }
 }
 
-async fn keep_telling(endpoint: String, news: broadcast::Sender<wire::TaskNews>, stop: CancellationToken) {
+async fn keep_telling(
+    endpoint: String,
+    manager: Manager,
+    news: broadcast::Sender<wire::TaskNews>,
+    stop: CancellationToken,
+) {
     loop {
         tokio::select! {
-            result = tell(&endpoint, &news) => match result {
+            result = tell(&endpoint, &manager, &news) => match result {
                 Ok(()) => debug!(sibling = endpoint, "the sibling ended the stream of news"),
                 Err(error) => debug!(sibling = endpoint, %error, "the sibling cannot be told news"),
             },
@@ -68,6 +76,7 @@ async fn keep_telling(endpoint: String, news: broadcast::Sender<wire::TaskNews>,
 
 async fn tell(
     endpoint: &str,
+    manager: &Manager,
     news: &broadcast::Sender<wire::TaskNews>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let channel = Endpoint::from_shared(endpoint.to_owned())?
@@ -77,8 +86,12 @@ async fn tell(
         .connect()
         .await?;
     info!(sibling = endpoint, "telling news to a sibling supernode");
-    // What a slow sibling missed is skipped.
-    let stream = BroadcastStream::new(news.subscribe()).filter_map(Result::ok);
+    // First everything known so far, then what comes. Subscribed before the first part is made, so that nothing falls
+    // between the two; told twice does no harm.
+    let live = BroadcastStream::new(news.subscribe());
+    let known = tokio_stream::iter(manager.known_tasks());
+    // A sibling too slow for the news begins anew, with everything.
+    let stream = known.chain(live.take_while(Result::is_ok).filter_map(Result::ok));
     ClusterClient::new(channel).replicate(stream).await?;
     Ok(())
 }

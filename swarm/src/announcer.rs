@@ -238,7 +238,8 @@ impl Announcer {
 
     fn arm(&mut self, actions: &mut Vec<AnnounceAction>) {
         let due = self.due.first().map(|(at, _)| *at);
-        let again = self.reveals.as_ref().and_then(Reveals::next_again);
+        // Without listeners there is nobody to tell again.
+        let again = self.reveals.as_ref().filter(|_| !self.listeners.is_empty()).and_then(Reveals::next_again);
         if let Some(next) = [due, again].into_iter().flatten().min()
             && self.armed.is_none_or(|armed| next < armed)
         {

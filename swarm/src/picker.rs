@@ -365,7 +365,8 @@ impl Picker {
         if !gone.seed {
             for piece in gone.have.iter() {
                 self.rarity.drop_holder(piece.0);
-                self.rarity.refresh(piece.0, &mut self.rng);
+                // Through our own refresh: it keeps the other holders' counts of useful pieces right.
+                self.refresh(piece.0);
             }
         }
         for asked in gone.asked {
@@ -418,7 +419,6 @@ impl Picker {
             return;
         }
         self.starving_at = Some(now + self.config.starving_after);
-        self.patience = 0;
         if self.rarity.get(piece).is_some_and(|p| p.asked > 0) {
             for slot in 0..self.peers.slots() {
                 if Some(slot) != from
@@ -447,6 +447,7 @@ impl Picker {
             slot.and_then(|s| self.peers.get(s)).and_then(|p| p.asked.iter().find(|a| a.piece == piece)).copied();
         if let (Some(slot), Some(_)) = (slot, asked) {
             self.take_back(slot, piece);
+            self.refresh(piece);
         }
         match outcome {
             Outcome::Good { bytes } => {
@@ -455,11 +456,16 @@ impl Picker {
                     if let Some(neighbour) = self.peers.get_mut(slot) {
                         neighbour.answered(now, asked.at, bytes);
                     }
+                    self.patience = 0;
+                } else if asked.is_none() && !self.rarity.is_stored(piece) {
+                    // It was given up too early.
+                    self.meter.late(self.expiry());
                 }
                 self.stored(now, piece, slot, actions);
             }
             Outcome::Bad => {
                 actions.push(PickerAction::Distrust { peer, piece: PieceIndex(piece) });
+                self.refresh(piece);
                 self.drop_peer(peer);
                 if self.distrusted.len() >= DISTRUSTED_MAX {
                     self.distrusted.pop_first();
@@ -506,7 +512,7 @@ impl Picker {
             any = true;
             self.take_back(slot, piece);
             if let Some(peer) = self.peers.get_mut(slot) {
-                peer.failed(now);
+                peer.silent(now);
                 actions.push(PickerAction::Cancel { peer: peer.id, piece: PieceIndex(piece) });
             }
             self.refresh(piece);

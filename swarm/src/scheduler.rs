@@ -314,6 +314,7 @@ pub struct Scheduler {
 struct Host {
     facts: HostFacts,
     tasks: BTreeSet<TaskId>,
+    /// Never true of a seed: hosts are counted by it.
     inventory_done: bool,
 }
 
@@ -454,7 +455,7 @@ impl Scheduler {
             self.own_seed = Some(host);
         }
         // A second session of a host replaces what it told in the first.
-        let inventory_done = inventory_total == 0;
+        let inventory_done = inventory_total == 0 && !facts.seed;
         self.inventories_done += u32::from(inventory_done);
         let old = self.hosts.insert(host, Host { facts, tasks: BTreeSet::new(), inventory_done });
         if let Some(old) = old {
@@ -479,6 +480,7 @@ impl Scheduler {
         }
         if last
             && let Some(known) = self.hosts.get_mut(&host)
+            && !known.facts.seed
             && !std::mem::replace(&mut known.inventory_done, true)
         {
             self.inventories_done += 1;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod clients_direct;
+mod docs;
 mod faults_data;
 mod faults_nodes;
 mod limits;
@@ -15,7 +16,14 @@ mod runner;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
-    let suites =
-        [testbed::cases(), origins::cases(), clients_direct::cases(), faults_data::cases(), faults_nodes::cases(), limits::cases()];
+    let suites = [
+        testbed::cases(),
+        origins::cases(),
+        clients_direct::cases(),
+        docs::cases(),
+        faults_data::cases(),
+        faults_nodes::cases(),
+        limits::cases(),
+    ];
     runner::main(suites.into_iter().flatten().collect())
 }

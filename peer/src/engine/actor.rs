@@ -111,10 +111,6 @@ pub(crate) enum ClusterEvent {
     Hashes(wire::NewHashes),
     Peers(Vec<wire::HostInfo>),
     Refused(TaskError),
-    Discard {
-        generation: proto::Generation,
-        reason: String,
-    },
     /// No supernode answers for this task.
     Lost,
     /// A supernode answers again: open the task there.
@@ -386,7 +382,9 @@ impl Actor {
                 .end(Err(TaskError::new(proto::Kind::Unavailable, "the download was given up: nobody waits for it")));
         }
         self.origin.stop();
-        self.authority.close(&self.inner, &self.shared, matches!(ended, Some(Ok(()))));
+        if let Some(cluster) = &self.inner.cluster {
+            cluster.close(self.shared.task, &self.shared.events, matches!(ended, Some(Ok(()))));
+        }
         for neighbour in self.neighbours.values().filter(|neighbour| neighbour.asked) {
             neighbour.link.tell(Body::Unsubscribe(wire::Unsubscribe {
                 task_id: self.shared.task.to_bytes().to_vec().into(),
@@ -395,8 +393,12 @@ impl Actor {
         }
         self.mailbox.close();
         while let Ok(event) = self.mailbox.try_recv() {
-            if let Event::Adopt { start, taken } = event {
-                let _ = taken.send(Some(start));
+            match event {
+                Event::Adopt { start, taken } => {
+                    let _ = taken.send(Some(start));
+                }
+                Event::Discard { .. } => self.inner.discard_stored(self.shared.task, self.shared.generation),
+                _ => {}
             }
         }
     }
@@ -609,7 +611,8 @@ impl Actor {
     fn look_whether_wanted(&mut self) {
         let wanted = self.shared.is_wanted() || self.neighbours.values().any(|neighbour| neighbour.subscribed);
         // A download that only neighbours still listen to is not theirs to keep going, but a whole content is.
-        let keep = self.shared.is_wanted() || (wanted && (self.shared.ended().is_some() || self.authority.is_nobody()));
+        let whole = matches!(self.shared.ended(), Some(Ok(())));
+        let keep = self.shared.is_wanted() || (wanted && (whole || self.authority.is_nobody()));
         if keep {
             self.unwanted_since = None;
         } else {
@@ -623,6 +626,14 @@ impl Actor {
 
     fn news(&self, news: News) {
         self.authority.news(news);
+    }
+}
+
+/// However an actor ends, nobody may wait for its task for ever.
+impl Drop for Actor {
+    fn drop(&mut self) {
+        self.inner.tasks.remove(&self.shared);
+        self.shared.end(Err(TaskError::new(proto::Kind::Internal, "the download stopped unexpectedly")));
     }
 }
 

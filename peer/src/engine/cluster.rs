@@ -38,6 +38,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 const INVENTORY_PAGE: usize = 1000;
 /// Pages after the first wait up to this long, so that a restarted supernode is not flooded.
 const INVENTORY_JITTER: Duration = Duration::from_millis(200);
+/// Messages kept for a task that was opened but has no actor yet; beyond it the task is opened once more instead.
+const SAID_MAX: usize = 4096;
 
 /// The cluster as this host sees it.
 #[derive(Debug)]
@@ -50,23 +52,48 @@ pub(crate) struct Cluster {
 #[derive(Debug, Default)]
 struct State {
     entries: Vec<SupernodeEntry>,
-    up: HashMap<String, mpsc::Sender<wire::FromDaemon>>,
+    up: HashMap<String, Up>,
     running: HashMap<String, CancellationToken>,
     routes: HashMap<TaskId, Route>,
     waiting: HashMap<TaskId, VecDeque<Waiter>>,
 }
 
+/// A session that has begun.
+#[derive(Debug)]
+struct Up {
+    say: mpsc::Sender<wire::FromDaemon>,
+    /// Ends the session.
+    broken: CancellationToken,
+}
+
 #[derive(Debug)]
 struct Route {
-    events: mpsc::Sender<Event>,
+    to: To,
     owner: Option<String>,
+}
+
+/// Where what is said of a task goes.
+#[derive(Debug)]
+enum To {
+    /// To its actor.
+    Actor(mpsc::Sender<Event>),
+    /// It was opened, and its actor is about to begin: kept for it. So many callers are on their way there.
+    Opening { said: Vec<ClusterEvent>, callers: usize },
 }
 
 #[derive(Debug)]
 struct Waiter {
     open: wire::OpenTask,
-    events: mpsc::Sender<Event>,
-    reply: oneshot::Sender<Result<wire::TaskMeta, TaskError>>,
+    reply: oneshot::Sender<Result<(wire::TaskMeta, Opening), TaskError>>,
+}
+
+/// A task that its supernode has opened. When it is dropped before an actor was attached, and nobody else is on the
+/// way to one, the supernode is told that the task is not wanted after all.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    cluster: Arc<Cluster>,
+    task: TaskId,
+    attached: bool,
 }
 
 impl Cluster {
@@ -127,32 +154,30 @@ impl Cluster {
         }
     }
 
-    /// Opens a task at its supernode. What it says of the task afterwards goes to `events`.
+    /// Opens a task at its supernode. What it says of the task afterwards is kept until an actor is attached.
     pub(crate) async fn open(
         &self,
         open: wire::OpenTask,
-        events: mpsc::Sender<Event>,
         deadline: Duration,
-    ) -> Result<wire::TaskMeta, TaskError> {
+    ) -> Result<(wire::TaskMeta, Opening), TaskError> {
         let task = TaskId::from_bytes(&open.task_id).expect("made from a task id");
         let (reply, answer) = oneshot::channel();
         {
             let mut state = self.state.lock();
-            let waiter = Waiter { open, events, reply };
-            let first = state.waiting.get(&task).is_none_or(VecDeque::is_empty);
-            if first {
-                state.say_owner(task, Say::Open(waiter.open.clone()));
+            let waiting = state.waiting.entry(task).or_default();
+            // The answer to the first one is still to come, even if its caller is gone.
+            let mut first = true;
+            waiting.retain(|waiter| std::mem::take(&mut first) || !waiter.reply.is_closed());
+            let nobody_waits = waiting.iter().all(|waiter| waiter.reply.is_closed());
+            waiting.push_back(Waiter { open: open.clone(), reply });
+            if nobody_waits {
+                state.say_owner(task, Say::Open(open));
             }
-            state.waiting.entry(task).or_default().push_back(waiter);
         }
         match tokio::time::timeout(deadline, answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(TaskError::stopping()),
             Err(_) => {
-                let mut state = self.state.lock();
-                if let Some(waiting) = state.waiting.get_mut(&task) {
-                    waiting.retain(|waiter| !waiter.reply.is_closed());
-                }
                 Err(TaskError::new(Kind::Unavailable, format!("no supernode opened the task within {deadline:?}")))
             }
         }
@@ -163,18 +188,23 @@ impl Cluster {
         self.state.lock().say_owner(task, what);
     }
 
-    /// Sends what is said of a task to this mailbox from now on.
-    pub(crate) fn route(&self, task: TaskId, events: &mpsc::Sender<Event>) {
+    /// Sends what is said of a task that no supernode has opened to this mailbox. When one answers by now, the actor
+    /// has to be told so.
+    pub(crate) fn attach_orphan(&self, task: TaskId, events: &mpsc::Sender<Event>) -> Option<ClusterEvent> {
         let mut state = self.state.lock();
         let owner = state.owner(task);
-        state.routes.insert(task, Route { events: events.clone(), owner });
+        let found = owner.is_some().then_some(ClusterEvent::Found);
+        state.routes.insert(task, Route { to: To::Actor(events.clone()), owner });
+        found
     }
 
-    /// Forgets a mailbox.
-    pub(crate) fn unroute(&self, task: TaskId, events: &mpsc::Sender<Event>) {
+    /// An actor ends: if what is said of the task went to it, its supernode hears that the task is closed. Otherwise
+    /// the task is somebody else's by now, and stays open.
+    pub(crate) fn close(&self, task: TaskId, events: &mpsc::Sender<Event>, complete: bool) {
         let mut state = self.state.lock();
-        if state.routes.get(&task).is_some_and(|route| route.events.same_channel(events)) {
-            state.routes.remove(&task);
+        let is_its_own = |route: &Route| matches!(&route.to, To::Actor(to) if to.same_channel(events));
+        if state.routes.get(&task).is_some_and(is_its_own) {
+            state.forget(task, complete);
         }
     }
 
@@ -209,7 +239,7 @@ impl Cluster {
         }
     }
 
-    async fn session(&self, inner: &Arc<Inner>, endpoint: &str) -> SessionResult {
+    async fn session(self: &Arc<Self>, inner: &Arc<Inner>, endpoint: &str) -> SessionResult {
         let channel = Endpoint::from_shared(endpoint.to_owned())?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
@@ -238,30 +268,37 @@ impl Cluster {
         }
         info!(supernode = endpoint, holds = inventory.len(), "session with the supernode begins");
         let telling = tell_inventory(&say, inventory);
-        self.up(endpoint, say.clone()).await;
+        let broken = CancellationToken::new();
+        self.up(endpoint, Up { say: say.clone(), broken: broken.clone() }).await;
         let listening = async {
             while let Some(message) = said.message().await? {
                 if let Some(body) = message.body {
-                    self.said(body).await;
+                    self.said(inner, body).await;
                 }
             }
             Ok(())
         };
-        tokio::pin!(listening);
-        tokio::select! {
-            result = &mut listening => result,
-            result = telling => {
-                result?;
-                listening.await
+        let talking = async {
+            tokio::pin!(listening);
+            tokio::select! {
+                result = &mut listening => result,
+                result = telling => {
+                    result?;
+                    listening.await
+                }
             }
+        };
+        tokio::select! {
+            result = talking => result,
+            () = broken.cancelled() => Err("the supernode does not keep up".into()),
         }
     }
 
     /// A session began: tasks that now belong to this supernode are opened there.
-    async fn up(&self, endpoint: &str, say: mpsc::Sender<wire::FromDaemon>) {
+    async fn up(&self, endpoint: &str, up: Up) {
         let events = {
             let mut state = self.state.lock();
-            state.up.insert(endpoint.to_owned(), say);
+            state.up.insert(endpoint.to_owned(), up);
             state.owners_changed()
         };
         self.changes.send_modify(|changes| *changes += 1);
@@ -280,7 +317,7 @@ impl Cluster {
         was_up
     }
 
-    async fn said(&self, what: Said) {
+    async fn said(self: &Arc<Self>, inner: &Arc<Inner>, what: Said) {
         let to_task = match what {
             Said::Welcome(_) | Said::Lease(_) => None,
             Said::Opened(opened) => {
@@ -297,12 +334,15 @@ impl Cluster {
                 let task = hashes.task_id.clone();
                 self.for_task(&task, ClusterEvent::Hashes(hashes))
             }
-            Said::Discard(discard) => match Generation::from_bytes(&discard.generation) {
-                Ok(generation) => {
-                    self.for_task(&discard.task_id, ClusterEvent::Discard { generation, reason: discard.reason })
+            Said::Discard(discard) => {
+                // Whether or not anybody uses the content just now.
+                if let (Ok(task), Ok(generation)) =
+                    (TaskId::from_bytes(&discard.task_id), Generation::from_bytes(&discard.generation))
+                {
+                    inner.discard(task, generation, &discard.reason);
                 }
-                Err(_) => None,
-            },
+                None
+            }
         };
         if let Some((events, event)) = to_task {
             let _ = events.send(Event::Cluster(event)).await;
@@ -311,43 +351,92 @@ impl Cluster {
 
     fn for_task(&self, task: &[u8], event: ClusterEvent) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
         let task = TaskId::from_bytes(task).ok()?;
-        let state = self.state.lock();
-        Some((state.routes.get(&task)?.events.clone(), event))
+        self.state.lock().routes.get_mut(&task)?.take(event)
     }
 
-    fn opened(&self, task: TaskId, meta: wire::TaskMeta) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
+    fn opened(self: &Arc<Self>, task: TaskId, meta: wire::TaskMeta) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
         let mut state = self.state.lock();
+        let opened = ClusterEvent::Opened { meta: Box::new(meta.clone()) };
         let waiting = state.waiting.remove(&task).unwrap_or_default();
         if waiting.is_empty() {
-            let events = state.routes.get(&task)?.events.clone();
-            return Some((events, ClusterEvent::Opened { meta: Box::new(meta) }));
+            return state.routes.get_mut(&task)?.take(opened);
         }
         let owner = state.owner(task);
-        if state.routes.get(&task).is_none_or(|route| route.events.is_closed())
-            && let Some(waiter) = waiting.front()
-        {
-            state.routes.insert(task, Route { events: waiter.events.clone(), owner });
-        }
+        // An actor that was there before hears of it too: its generation may have been replaced.
+        let to_old = match state.routes.remove(&task) {
+            Some(Route { to: To::Actor(events), .. }) => Some((events, opened)),
+            _ => None,
+        };
+        let to = To::Opening { said: Vec::new(), callers: waiting.len() };
+        state.routes.insert(task, Route { to, owner });
+        // Callers who are gone drop what they are sent, which takes the lock.
+        drop(state);
         for waiter in waiting {
-            let _ = waiter.reply.send(Ok(meta.clone()));
+            let opening = Opening { cluster: Arc::clone(self), task, attached: false };
+            let _ = waiter.reply.send(Ok((meta.clone(), opening)));
         }
-        None
+        to_old
     }
 
     /// A refusal concerns the one whose headers were sent; the next in line is tried with its own.
     fn refused(&self, task: TaskId, error: TaskError) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
         let mut state = self.state.lock();
         let Some(waiter) = state.waiting.get_mut(&task).and_then(VecDeque::pop_front) else {
-            return Some((state.routes.get(&task)?.events.clone(), ClusterEvent::Refused(error)));
+            return state.routes.get_mut(&task)?.take(ClusterEvent::Refused(error));
         };
         let _ = waiter.reply.send(Err(error));
-        match state.waiting.get(&task).and_then(|waiting| waiting.front()).map(|next| next.open.clone()) {
-            Some(open) => state.say_owner(task, Say::Open(open)),
-            None => {
-                state.waiting.remove(&task);
-            }
+        if let Some(open) = state.next_waiting(task) {
+            state.say_owner(task, Say::Open(open));
         }
         None
+    }
+}
+
+impl Opening {
+    /// Sends what is said of the task to this mailbox from now on; gives what was said until now.
+    pub(crate) fn attach(mut self, events: &mpsc::Sender<Event>) -> Vec<ClusterEvent> {
+        self.attached = true;
+        let mut state = self.cluster.state.lock();
+        let owner = state.owner(self.task);
+        let route = state.routes.entry(self.task).or_insert_with(|| Route { to: To::Actor(events.clone()), owner });
+        match std::mem::replace(&mut route.to, To::Actor(events.clone())) {
+            To::Opening { said, .. } => said,
+            To::Actor(_) => Vec::new(),
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if self.attached {
+            return;
+        }
+        let mut state = self.cluster.state.lock();
+        if let Some(Route { to: To::Opening { callers, .. }, .. }) = state.routes.get_mut(&self.task) {
+            *callers = callers.saturating_sub(1);
+            if *callers == 0 {
+                state.forget(self.task, false);
+            }
+        }
+    }
+}
+
+impl Route {
+    /// Whom to tell an event; none when it is kept for an actor that is about to begin.
+    fn take(&mut self, event: ClusterEvent) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
+        match &mut self.to {
+            To::Actor(events) => Some((events.clone(), event)),
+            To::Opening { said, .. } => {
+                if said.len() >= SAID_MAX {
+                    // It will be opened again, and everything said anew.
+                    said.clear();
+                    said.push(ClusterEvent::Found);
+                } else {
+                    said.push(event);
+                }
+                None
+            }
+        }
     }
 }
 
@@ -363,10 +452,31 @@ impl State {
     fn say_owner(&mut self, task: TaskId, what: Say) {
         let Some(owner) = self.owner(task) else { return };
         let message = wire::FromDaemon { body: Some(what) };
-        if self.up.get(&owner).is_some_and(|say| say.try_send(message).is_err()) {
+        if let Some(up) = self.up.get(&owner)
+            && up.say.try_send(message).is_err()
+            && !up.broken.is_cancelled()
+        {
             warn!(supernode = owner, "the supernode does not keep up; beginning the session anew");
-            self.up.remove(&owner);
+            // What was to be said is lost, but with a new session every task is opened again.
+            up.broken.cancel();
         }
+    }
+
+    /// Ends a task's route and tells its supernode.
+    fn forget(&mut self, task: TaskId, complete: bool) {
+        self.routes.remove(&task);
+        self.say_owner(task, Say::Close(wire::CloseTask { task_id: task.to_bytes().to_vec().into(), complete }));
+    }
+
+    /// The request of the first caller who still waits for a task; those who are gone are forgotten.
+    fn next_waiting(&mut self, task: TaskId) -> Option<wire::OpenTask> {
+        let waiting = self.waiting.get_mut(&task)?;
+        waiting.retain(|waiter| !waiter.reply.is_closed());
+        let next = waiting.front().map(|waiter| waiter.open.clone());
+        if next.is_none() {
+            self.waiting.remove(&task);
+        }
+        next
     }
 
     /// Finds tasks whose supernode changed; gives what to tell them, and opens what waits at its new owner.
@@ -380,13 +490,14 @@ impl State {
             {
                 let event = if owner.is_some() { ClusterEvent::Found } else { ClusterEvent::Lost };
                 route.owner = owner;
-                events.push((route.events.clone(), event));
+                events.extend(route.take(event));
             }
         }
-        let opens: Vec<(TaskId, wire::OpenTask)> =
-            self.waiting.iter().filter_map(|(task, waiting)| Some((*task, waiting.front()?.open.clone()))).collect();
-        for (task, open) in opens {
-            self.say_owner(task, Say::Open(open));
+        let tasks: Vec<TaskId> = self.waiting.keys().copied().collect();
+        for task in tasks {
+            if let Some(open) = self.next_waiting(task) {
+                self.say_owner(task, Say::Open(open));
+            }
         }
         events
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -34,7 +34,6 @@ pub(crate) struct Link {
     control: mpsc::Sender<Frame>,
     pub(crate) gone: CancellationToken,
     pool: Arc<Mutex<Pool>>,
-    next_id: AtomicU64,
 }
 
 /// The data connections to a neighbour.
@@ -91,14 +90,7 @@ impl Link {
     pub(crate) fn start(inner: &Arc<Inner>, info: wire::HostInfo, host: HostId, sender: Sender) -> Arc<Self> {
         let (control, frames) = mpsc::channel(CONTROL_QUEUE_MAX);
         let gone = inner.cancel.child_token();
-        let link = Arc::new(Self {
-            host,
-            info,
-            control,
-            gone: gone.clone(),
-            pool: Arc::default(),
-            next_id: AtomicU64::new(1),
-        });
+        let link = Arc::new(Self { host, info, control, gone: gone.clone(), pool: Arc::default() });
         inner.tracker.spawn(async move {
             tokio::select! {
                 () = write_frames(sender, frames) => gone.cancel(),
@@ -123,7 +115,7 @@ impl Link {
         piece: PieceIndex,
         expires: Duration,
     ) -> u64 {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = inner.mesh.next_request();
         let pending = Pending { shared: Arc::clone(shared), piece, expires };
         let mut pool = self.pool.lock();
         pool.connections.retain(|connection| !connection.requests.is_closed());

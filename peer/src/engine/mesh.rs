@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,7 +31,7 @@ type Dial = Arc<OnceCell<Option<Arc<Link>>>>;
 type MetaWaiters = Vec<oneshot::Sender<wire::Meta>>;
 
 /// All links of this host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mesh {
     /// Both ends may dial at once; then a pair has two control connections and either serves.
     links: Mutex<HashMap<HostId, Vec<Arc<Link>>>>,
@@ -41,9 +42,31 @@ pub(crate) struct Mesh {
     metas: Mutex<HashMap<(HostId, TaskId), MetaWaiters>>,
     /// Hosts met lately, for when no supernode answers.
     known: Mutex<HashMap<HostId, wire::HostInfo>>,
+    /// Numbers of requests, over all links: a host pair may have several, one after the other and at once.
+    requests: AtomicU64,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            links: Mutex::default(),
+            dialing: Mutex::default(),
+            failed: Mutex::default(),
+            subscribers: Mutex::default(),
+            metas: Mutex::default(),
+            known: Mutex::default(),
+            // Not where an earlier process of this host began: what that one asked for may still be under way.
+            requests: AtomicU64::new(u64::from(rand::random::<u32>()) << 24),
+        }
+    }
 }
 
 impl Mesh {
+    /// A number that no other request of this process has.
+    pub(crate) fn next_request(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// The live link to a host.
     pub(crate) fn get(&self, host: HostId) -> Option<Arc<Link>> {
         self.links.lock().get(&host)?.iter().find(|link| !link.gone.is_cancelled()).cloned()

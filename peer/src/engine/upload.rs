@@ -1,6 +1,7 @@
 //! Serving pieces to neighbours: the shell around [`swarm::Uploader`].
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use parking_lot::Mutex;
 use proto::frame::Frame;
 use proto::wire::frame::Body;
 use proto::{ByteRange, Generation, HostId, PieceIndex, TaskId, wire};
-use swarm::{RefuseUpload, UploadAction, UploadConfig, UploadEvent, Uploader};
+use swarm::{RefuseUpload, Time, UploadAction, UploadConfig, UploadEvent, Uploader};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -35,6 +36,8 @@ pub(crate) struct Uploads {
 struct State {
     uploader: Uploader,
     requests: HashMap<(HostId, u64), Accepted>,
+    /// One rate for each neighbour that has data connections, however many, and how many.
+    limits: HashMap<HostId, (Limit, usize)>,
     rate: Rate,
 }
 
@@ -67,6 +70,7 @@ impl Uploads {
             state: Mutex::new(State {
                 uploader: Uploader::new(config),
                 requests: HashMap::new(),
+                limits: HashMap::new(),
                 rate: Rate { since: tokio::time::Instant::now(), now: 0, before: 0 },
             }),
         }
@@ -86,29 +90,77 @@ impl Uploads {
         self.handle(inner, UploadEvent::Cancel { from, id });
     }
 
+    /// A neighbour is gone: what waits for it is dropped. What is being sent keeps its slot until the data connection
+    /// has noticed, and gives it back then.
     pub(crate) fn left(&self, inner: &Arc<Inner>, peer: HostId) {
-        self.handle(inner, UploadEvent::Left { peer });
-        self.state.lock().requests.retain(|(host, _), _| *host != peer);
+        let ids: Vec<u64> = {
+            let state = self.state.lock();
+            state.requests.keys().filter(|(host, _)| *host == peer).map(|(_, id)| *id).collect()
+        };
+        for id in ids {
+            self.cancel(inner, peer, id);
+        }
     }
 
     fn handle(&self, inner: &Arc<Inner>, event: UploadEvent) {
-        let mut actions = Vec::new();
         let mut state = self.state.lock();
-        let state = &mut *state;
-        state.uploader.handle(inner.now(), event, &mut actions);
-        let queued_bytes = state.uploader.queued_bytes();
+        let mut next = vec![event];
+        while let Some(event) = next.pop() {
+            state.handle(inner.now(), event, &mut next);
+        }
+    }
+
+    fn sent(&self, inner: &Arc<Inner>, to: HostId, id: u64, bytes: u64) {
+        {
+            let mut state = self.state.lock();
+            state.requests.remove(&(to, id));
+            state.rate.add(bytes);
+        }
+        self.handle(inner, UploadEvent::Sent { to, id });
+    }
+
+    /// The rate of everything sent to a neighbour, for one more data connection to it.
+    fn limit_of(&self, inner: &Inner, host: HostId) -> Limit {
+        let mut state = self.state.lock();
+        let fresh = || (inner.limits.upload.child(inner.config.upload_rate_per_peer), 0);
+        let (limit, connections) = state.limits.entry(host).or_insert_with(fresh);
+        *connections += 1;
+        limit.clone()
+    }
+
+    fn connection_closed(&self, host: HostId) {
+        let mut state = self.state.lock();
+        if let Some((_, connections)) = state.limits.get_mut(&host) {
+            *connections -= 1;
+            if *connections == 0 {
+                state.limits.remove(&host);
+            }
+        }
+    }
+}
+
+impl State {
+    /// Takes an event; what follows from it is appended to `next`.
+    fn handle(&mut self, now: Time, event: UploadEvent, next: &mut Vec<UploadEvent>) {
+        let mut actions = Vec::new();
+        self.uploader.handle(now, event, &mut actions);
+        let queued_bytes = self.uploader.queued_bytes();
         for action in actions {
             match action {
                 UploadAction::Send { to, id, piece, .. } => {
-                    if let Some(accepted) = state.requests.get(&(to, id)) {
+                    let queued = self.requests.get(&(to, id)).is_some_and(|accepted| {
                         let answer =
                             Answer::Content { id, piece, shared: Arc::clone(&accepted.shared), range: accepted.range };
-                        // Fails only when the connection is gone; `Left` or its end clean up then.
-                        let _ = accepted.answers.try_send(answer);
+                        accepted.answers.try_send(answer).is_ok()
+                    });
+                    if !queued {
+                        // Its connection is gone: a slot that nobody gives back would be lost for ever.
+                        self.requests.remove(&(to, id));
+                        next.push(UploadEvent::Sent { to, id });
                     }
                 }
                 UploadAction::Refuse { to, id, why } => {
-                    if let Some(accepted) = state.requests.remove(&(to, id)) {
+                    if let Some(accepted) = self.requests.remove(&(to, id)) {
                         let status = match why {
                             RefuseUpload::Busy => wire::piece::Status::Busy,
                             RefuseUpload::Expired => wire::piece::Status::Expired,
@@ -121,15 +173,6 @@ impl Uploads {
                 UploadAction::WakeAt(_) => {}
             }
         }
-    }
-
-    fn sent(&self, inner: &Arc<Inner>, to: HostId, id: u64, bytes: u64) {
-        {
-            let mut state = self.state.lock();
-            state.requests.remove(&(to, id));
-            state.rate.add(bytes);
-        }
-        self.handle(inner, UploadEvent::Sent { to, id });
     }
 }
 
@@ -180,7 +223,7 @@ pub(crate) fn serve(inner: &Arc<Inner>, host: HostId, sender: Sender, receiver: 
     inner.tracker.spawn(async move {
         let inner = inner_;
         let (answers, queue) = mpsc::channel(ANSWERS_MAX);
-        let limit = inner.limits.upload.child(inner.config.upload_rate_per_peer);
+        let limit = inner.uploads.limit_of(&inner, host);
         tokio::select! {
             () = read_requests(&inner, host, receiver, answers) => {}
             () = write_answers(&inner, host, sender, queue, limit) => {}
@@ -193,9 +236,10 @@ pub(crate) fn serve(inner: &Arc<Inner>, host: HostId, sender: Sender, receiver: 
             closed.map(|((_, id), _)| *id).collect()
         };
         for id in ids {
-            inner.uploads.handle(&inner, UploadEvent::Cancel { from: host, id });
+            inner.uploads.cancel(&inner, host, id);
             inner.uploads.sent(&inner, host, id, 0);
         }
+        inner.uploads.connection_closed(host);
     });
 }
 
@@ -213,7 +257,8 @@ async fn read_requests(inner: &Arc<Inner>, host: HostId, mut receiver: Receiver,
             return debug!(peer = ?host, "request with malformed ids");
         };
         let piece = PieceIndex(request.piece);
-        let Some(shared) = inner.serving((task, generation)).await.filter(|shared| shared.content.has(piece)) else {
+        let served = inner.serving((task, generation)).await;
+        let Some(shared) = served.filter(|shared| shared.content.has(piece) && inner.is_intact(shared)) else {
             if !refused(wire::piece::Status::Missing) {
                 return;
             }
@@ -224,7 +269,11 @@ async fn read_requests(inner: &Arc<Inner>, host: HostId, mut receiver: Receiver,
         };
         let bytes = u32::try_from(range.len()).expect("a piece is at most 4 MiB");
         let accepted = Accepted { answers: answers.clone(), shared, range };
-        inner.uploads.state.lock().requests.insert((host, request.id), accepted);
+        match inner.uploads.state.lock().requests.entry((host, request.id)) {
+            Entry::Vacant(free) => free.insert(accepted),
+            // Two requests under one number could not be told apart any more.
+            Entry::Occupied(_) => return debug!(peer = ?host, id = request.id, "request number used twice"),
+        };
         inner.uploads.handle(
             inner,
             UploadEvent::Request {

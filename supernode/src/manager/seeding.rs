@@ -1,6 +1,7 @@
 //! Our own seed: started for tasks nobody has, its news turned into what the scheduler and the hosts are told.
 
 use peer::engine::{Known, News, SeedRequest};
+use proto::frame::HASHES_PER_MESSAGE_MAX;
 use proto::{HostId, TaskId, wire};
 use swarm::SchedulerEvent;
 use tracing::{debug, info, warn};
@@ -142,6 +143,34 @@ impl Manager {
         let supernode_id = self.inner.engine.host().host_id.clone();
         // Fails only when there is no sibling.
         let _ = self.inner.siblings.send(wire::TaskNews { supernode_id, body: Some(body) });
+    }
+
+    /// Everything our seed vouches for, as news for a sibling that has heard nothing yet.
+    #[must_use]
+    pub fn known_tasks(&self) -> Vec<wire::TaskNews> {
+        let state = self.inner.state.lock();
+        let supernode_id = &self.inner.engine.host().host_id;
+        let mut news = Vec::new();
+        for (task, entry) in &state.tasks {
+            let Some(meta) = &entry.meta else { continue };
+            let mut tell = |body| news.push(wire::TaskNews { supernode_id: supernode_id.clone(), body: Some(body) });
+            tell(wire::task_news::Body::Meta(meta.clone()));
+            let mut first = 0;
+            loop {
+                let page = entry.hashes_from(first, HASHES_PER_MESSAGE_MAX);
+                if page.is_empty() {
+                    break;
+                }
+                tell(wire::task_news::Body::Hashes(wire::NewHashes {
+                    task_id: task.to_bytes().to_vec().into(),
+                    generation: meta.generation.clone(),
+                    hashes: Some(wire::PieceHashes::from_hashes(first, &page)),
+                    ..wire::NewHashes::default()
+                }));
+                first += u32::try_from(page.len()).expect("a page is short");
+            }
+        }
+        news
     }
 
     /// Takes what a sibling supernode learned, to be used when this one has to take over.

@@ -1,5 +1,6 @@
 //! Which request comes next.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proto::PieceIndex;
@@ -32,7 +33,7 @@ impl Picker {
         if self.complete || self.peers.is_empty() {
             return;
         }
-        let limit = self.outstanding_limit(now);
+        let limit = self.outstanding_limit();
         self.ask_seeds(now, actions);
         while self.outstanding < limit && self.rarity.eligible() > 0 {
             let Some((slot, piece)) = self.choose(now) else { break };
@@ -62,24 +63,30 @@ impl Picker {
     }
 
     /// By measured speed: enough that the link stays busy, few enough that decisions are late.
-    fn outstanding_limit(&self, now: Time) -> u32 {
-        let by_speed = self.meter.speed(now) * HORIZON_S / f64::from(self.config.piece_len_bytes.max(1));
+    fn outstanding_limit(&self) -> u32 {
+        let by_speed = self.meter.peak() * HORIZON_S / f64::from(self.config.piece_len_bytes.max(1));
         let max = self.config.outstanding_max.max(1);
-        (OUTSTANDING_BASE + by_speed.min(f64::from(max)) as u32).min(max)
+        // What waits at a seed waits for the swarm as a whole; it must not keep the host from asking its neighbours.
+        let at_seeds: usize = self.peers.seeds().iter().filter_map(|s| self.peers.get(*s)).map(|s| s.asked.len()).sum();
+        (OUTSTANDING_BASE + at_seeds as u32 + by_speed.min(f64::from(max)) as u32).min(max)
     }
 
     fn choose(&mut self, now: Time) -> Option<(usize, u32)> {
         let usable = &mut self.scratch;
         usable.clear();
-        for (slot, peer) in self.peers.iter() {
-            if peer.useful == 0
-                || peer.pause_until > now
-                || peer.asked.len() as u32
-                    >= peer.outstanding_max(self.config.piece_len_bytes, self.config.outstanding_per_peer_max)
-            {
-                continue;
-            }
-            usable.push(slot);
+        // A neighbour that left requests unanswered is asked only for what no other has.
+        let proven = self.peers.iter().any(|(_, p)| p.useful > 0 && p.silences == 0);
+        let (piece_len, most) = (self.config.piece_len_bytes, self.config.outstanding_per_peer_max);
+        usable.extend(self.peers.iter().filter_map(|(slot, p)| {
+            let may = p.useful > 0
+                && p.pause_until <= now
+                && (!proven || p.silences == 0)
+                && (p.asked.len() as u32) < p.outstanding_max(piece_len, most);
+            may.then_some(slot)
+        }));
+        if usable.is_empty() && self.outstanding == 0 && !proven {
+            // Better to ask one that was silent than nobody: the link may only be slower than was thought.
+            usable.extend(self.peers.iter().filter(|(_, p)| p.useful > 0).map(|(slot, _)| slot));
         }
         let mut best: Option<(f64, usize)> = None;
         for _ in 0..CHOICES {
@@ -112,7 +119,7 @@ impl Picker {
     }
 
     /// Twice as long after each round of expiries without a piece, so that a link slower than was thought gets there.
-    fn expiry(&self) -> Duration {
+    pub(super) fn expiry(&self) -> Duration {
         let usual = Duration::from_secs_f64((self.meter.answer_s * EXPIRY_FACTOR).min(3_600.0));
         self.config.request_expiry.max(usual).saturating_mul(1 << self.patience)
     }
@@ -121,24 +128,22 @@ impl Picker {
     fn endgame(&mut self, now: Time, actions: &mut Vec<PickerAction>) {
         let Some(missing) = self.rarity.missing() else { return };
         let budget = self.rarity.count().unwrap_or(0).div_ceil(DUPLICATE_ONE_IN).max(1);
-        if missing > ENDGAME_PIECES_MAX || missing > self.outstanding || self.duplicates >= budget {
+        if missing == 0 || missing > ENDGAME_PIECES_MAX || missing > self.outstanding || self.duplicates >= budget {
+            return;
+        }
+        let asked: BTreeSet<u32> = self.deadlines.iter().map(|(_, p, _)| *p).filter(|p| self.rarity.is_wanted(*p)).collect();
+        if (asked.len() as u32) < missing {
             return;
         }
         let late = Duration::from_secs_f64((self.meter.answer_s * LATE_FACTOR).min(3_600.0)).max(LATE_MIN);
         let mut best: Option<(f64, usize, u32)> = None;
         for (_, piece, holder) in &self.deadlines {
-            let Some(asked) = self.peers.get(*holder).and_then(|p| p.asked.iter().find(|a| a.piece == *piece)) else {
-                continue;
-            };
-            if asked.at + late > now || self.rarity.get(*piece).is_none_or(|p| p.asked != 1) {
+            let Some(asked) = self.peers.get(*holder).and_then(|p| p.asked.iter().find(|a| a.piece == *piece)) else { continue };
+            if asked.at + late > now || !self.rarity.is_wanted(*piece) || self.rarity.get(*piece).is_none_or(|p| p.asked != 1) {
                 continue;
             }
             for (slot, peer) in self.peers.iter() {
-                if slot != *holder
-                    && peer.pause_until <= now
-                    && peer.have.contains(PieceIndex(*piece))
-                    && !peer.asked.iter().any(|a| a.piece == *piece)
-                {
+                if slot != *holder && peer.pause_until <= now && peer.have.contains(PieceIndex(*piece)) && !peer.asked.iter().any(|a| a.piece == *piece) {
                     let wait = peer.wait_s(now, self.config.piece_len_bytes, self.typical);
                     if best.is_none_or(|(least, ..)| wait < least) {
                         best = Some((wait, slot, *piece));
@@ -156,11 +161,7 @@ impl Picker {
     /// The speed taken for neighbours of which nothing is known: what the known ones have on average.
     pub(super) fn learn_typical(&mut self, capacity: f64) {
         if capacity > 0.0 {
-            self.typical = if self.typical == TYPICAL_BYTES_PER_S {
-                capacity
-            } else {
-                self.typical.mul_add(0.95, capacity * 0.05)
-            };
+            self.typical = if self.typical == TYPICAL_BYTES_PER_S { capacity } else { self.typical.mul_add(0.95, capacity * 0.05) };
         }
     }
 

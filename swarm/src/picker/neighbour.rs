@@ -19,6 +19,10 @@ const QUEUE_BELIEVED_S: f64 = 1.0;
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 /// The longest pause after failed requests.
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
+/// The first pause after a request that was never answered; it doubles with each further one.
+const SILENCE_FIRST: Duration = Duration::from_secs(2);
+/// The longest such pause; with nothing else to do silent neighbours are asked in spite of it.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Bounds of the pause after a busy answer.
 const BUSY_MIN_S: f64 = 0.01;
 const BUSY_MAX_S: f64 = 1.0;
@@ -48,6 +52,8 @@ pub(super) struct Neighbour {
     last_good: Time,
     pub(super) pause_until: Time,
     failures: u32,
+    /// Requests in a row that it never answered.
+    pub(super) silences: u32,
 }
 
 /// The host's own receiving: speed and how long an answer takes.
@@ -55,6 +61,8 @@ pub(super) struct Neighbour {
 pub(super) struct Meter {
     bytes: f64,
     at: Time,
+    /// The best speed lately, which fades slowly.
+    peak_bytes_per_s: f64,
     /// Average time from request to stored piece, 0 = not known.
     pub(super) answer_s: f64,
 }
@@ -74,6 +82,7 @@ impl Neighbour {
             last_good: now,
             pause_until: Time::default(),
             failures: 0,
+            silences: 0,
         }
     }
 
@@ -96,6 +105,7 @@ impl Neighbour {
         };
         self.last_good = now;
         self.failures = 0;
+        self.silences = 0;
     }
 
     /// Requests that may be outstanding at it.
@@ -131,6 +141,16 @@ impl Neighbour {
         self.pause_until = self.pause_until.max(now + pause);
     }
 
+    /// A request was never answered. All that were put to it at the same time run out together, and count once.
+    pub(super) fn silent(&mut self, now: Time) {
+        if self.pause_until > now && self.silences > 0 {
+            return;
+        }
+        let pause = SILENCE_FIRST.saturating_mul(1 << self.silences.min(8)).min(SILENCE_MAX);
+        self.silences += 1;
+        self.pause_until = self.pause_until.max(now + pause);
+    }
+
     pub(super) fn take(&mut self, piece: u32) -> Option<Asked> {
         let at = self.asked.iter().position(|a| a.piece == piece)?;
         Some(self.asked.swap_remove(at))
@@ -144,19 +164,27 @@ impl Neighbour {
 impl Meter {
     /// Time in which the speed's memory fades.
     const FADE_S: f64 = 0.5;
+    /// Time in which the memory of the best speed fades.
+    const PEAK_FADE_S: f64 = 10.0;
 
     pub(super) fn add(&mut self, now: Time, bytes: u32, took: Duration) {
         let age = now.since(self.at).as_secs_f64();
         self.bytes = self.bytes.mul_add((-age / Self::FADE_S).exp(), f64::from(bytes));
+        self.peak_bytes_per_s = (self.peak_bytes_per_s * (-age / Self::PEAK_FADE_S).exp()).max(self.bytes / Self::FADE_S);
         self.at = now;
         let took = took.as_secs_f64();
         self.answer_s =
             if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
     }
 
-    /// Bytes per second lately received.
-    pub(super) fn speed(&self, now: Time) -> f64 {
-        let age = now.since(self.at).as_secs_f64();
-        self.bytes * (-age / Self::FADE_S).exp() / Self::FADE_S
+    /// An answer came after the request had been given up.
+    pub(super) fn late(&mut self, given_up_after: Duration) {
+        self.answer_s = self.answer_s.max(given_up_after.as_secs_f64());
+    }
+
+    /// Bytes per second received at best, lately. The present speed would not do: who is slow for a moment would ask
+    /// for less, and be slower for it.
+    pub(super) const fn peak(&self) -> f64 {
+        self.peak_bytes_per_s
     }
 }

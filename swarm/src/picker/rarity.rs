@@ -80,6 +80,10 @@ impl Rarity {
         self.pieces.get(piece as usize)
     }
 
+    pub(super) fn is_stored(&self, piece: u32) -> bool {
+        self.get(piece).is_some_and(|p| p.stored)
+    }
+
     pub(super) fn is_eligible(&self, piece: u32) -> bool {
         self.get(piece).is_some_and(|p| p.place != NOWHERE)
     }

@@ -12,10 +12,10 @@ use super::HostFacts;
 /// Of a host's neighbours so many in four are looked for in its own data centre; the rest keep the graph in one piece.
 const NEAR_IN_FOUR: u32 = 3;
 /// Neighbours that members have on average before newcomers are given fewer, in quarters of what is wanted.
-const ENOUGH_IN_FOUR: usize = 5;
+const ENOUGH_IN_FOUR: usize = 4;
 /// Candidates drawn for each neighbour; the one with fewest neighbours is taken. Not more: a strong preference would tie
 /// each newcomer to the newcomers just before it, and news would have to walk along a chain of them.
-const DRAWS: usize = 2;
+const DRAWS: usize = 3;
 /// Draws that may meet hosts which cannot be neighbours before all are looked through.
 const DRAWS_MAX: usize = 24;
 /// Up to so many members all are looked at rather than drawn.

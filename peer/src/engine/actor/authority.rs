@@ -87,14 +87,6 @@ impl Authority {
         );
     }
 
-    pub(super) fn close(&self, inner: &Arc<Inner>, shared: &Shared, complete: bool) {
-        let close = wire::CloseTask { task_id: shared.task.to_bytes().to_vec().into(), complete };
-        self.say(inner, shared, Say::Close(close));
-        if let (Self::Cluster { .. }, Some(cluster)) = (self, &inner.cluster) {
-            cluster.unroute(shared.task, &shared.events);
-        }
-    }
-
     pub(super) fn news(&self, news: News) {
         if let Self::Own { news: Some(listener) } = self
             && let Err(mpsc::error::TrySendError::Full(news)) = listener.try_send(news)
@@ -153,10 +145,6 @@ impl Actor {
             }
             ClusterEvent::Peers(peers) => self.call(peers),
             ClusterEvent::Refused(error) => self.fail(error),
-            ClusterEvent::Discard { generation, reason } if generation == self.shared.generation => {
-                self.discard(&reason)
-            }
-            ClusterEvent::Discard { .. } => {}
             ClusterEvent::Lost => {
                 if let Authority::Cluster { lost_since, .. } = &mut self.authority {
                     lost_since.get_or_insert_with(tokio::time::Instant::now);
@@ -164,14 +152,41 @@ impl Actor {
                 }
             }
             ClusterEvent::Found => {
-                if let (Authority::Cluster { open, .. }, Some(cluster)) = (&mut self.authority, &self.inner.cluster) {
-                    open.have_generation = self.shared.generation.to_bytes().to_vec().into();
-                    open.have_pieces = self.shared.content.have().len();
-                    cluster.say(self.shared.task, Say::Open((**open).clone()));
-                    debug!(task = ?self.shared.task, "opening the task at another supernode");
+                if let Authority::Cluster { lost_since, .. } = &mut self.authority {
+                    *lost_since = None;
                 }
+                self.open_again();
             }
         }
+    }
+
+    /// Opens the task at the supernode that owns it now: everything is said anew then.
+    fn open_again(&mut self) {
+        let (Authority::Cluster { open, .. }, Some(cluster)) = (&mut self.authority, &self.inner.cluster) else {
+            return;
+        };
+        let (task, generation) = (self.shared.task, self.shared.generation);
+        let have = self.shared.content.have();
+        open.have_generation = generation.to_bytes().to_vec().into();
+        open.have_pieces = have.len();
+        // What it has of a running download a supernode that takes over knows from nobody else; it has to know before
+        // it decides what to read from the origin.
+        let item = wire::inventory::Item {
+            task_id: open.task_id.clone(),
+            generation: open.have_generation.clone(),
+            complete: self.shared.content.is_complete(),
+            pieces: have.len(),
+            downloading: self.shared.ended().is_none(),
+        };
+        if !have.is_empty() {
+            cluster.say(task, Say::Inventory(wire::Inventory { items: vec![item], last: false }));
+        }
+        if self.shared.ended().is_some() {
+            // What is here is served; nothing more is wanted.
+            return;
+        }
+        cluster.say(task, Say::Open((**open).clone()));
+        debug!(?task, "opening the task at its supernode again");
     }
 
     pub(super) fn length_known(&mut self, length: u64) {

@@ -131,6 +131,8 @@ async fn digest_pass(shared: &Arc<Shared>) -> Result<(), TaskError> {
     let mut hasher = digest.algorithm().hasher();
     let mut at = 0;
     loop {
+        // Seen before the looking: what changes while the pieces are hashed must wake this up again.
+        let ended = status.borrow_and_update().end.is_some();
         let layout = shared.layout();
         let frontier = shared.content.have().first_absent(PieceIndex(0));
         let here = u64::from(frontier.0) * u64::from(layout.piece_len());
@@ -143,7 +145,7 @@ async fn digest_pass(shared: &Arc<Shared>) -> Result<(), TaskError> {
         if layout.length() == Some(at) {
             break;
         }
-        if status.borrow_and_update().end.is_some() {
+        if ended {
             return Err(TaskError::new(Kind::Unavailable, "the task ended before its digest was known"));
         }
         // The sender lives in `shared`, so this fails only when there is nobody left to tell.

@@ -17,6 +17,8 @@ use super::{Actor, TaskError};
 
 /// Hosts that may hold pieces get so long to tell of them before the origin is read.
 const CLAIMS_GRACE: Duration = Duration::from_millis(700);
+/// After a takeover the hosts of the task come one by one, each with what it holds: they are waited for so long.
+const TAKEOVER_GRACE: Duration = Duration::from_secs(2);
 /// While neighbours are expected to deliver, whether they do is looked at so often.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Failed reads in a row, without a single piece, before the origin is given up.
@@ -114,6 +116,13 @@ impl Actor {
         let body = self.origin.body.take();
         if body.is_none() && !self.connecting.is_empty() && self.origin.started.elapsed() < CLAIMS_GRACE {
             self.origin.not_before = Some(self.origin.started + CLAIMS_GRACE);
+            return;
+        }
+        // Hashes of pieces that are not here were told by a supernode that had them, so hosts may have them, too.
+        let taken_over =
+            self.authority.has_listener() && self.shared.known_hashes().len() > self.shared.content.have().len();
+        if body.is_none() && taken_over && self.origin.started.elapsed() < TAKEOVER_GRACE {
+            self.origin.not_before = Some(self.origin.started + TAKEOVER_GRACE);
             return;
         }
         let claimed = if self.origin.ignores_claims || body.is_some() { PieceSet::new() } else { self.claimed() };
