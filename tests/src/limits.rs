@@ -11,7 +11,8 @@ use harness::{Cluster, Curl, Daemon, FileServer, FileServerOptions, Host, LinkSp
 use crate::runner::{Case, CaseResult, Outcome, rooted};
 
 const MBIT: u64 = 1_000_000;
-const FILE_BYTES: u64 = 400_000_000;
+/// Pieces of it are 512 KiB, so that none is long under way.
+const FILE_BYTES: u64 = 250_000_000;
 /// How long a rate is measured: the 10 s for the first, less for those that follow.
 const HOLD: Duration = Duration::from_secs(10);
 const FOLLOW: Duration = Duration::from_secs(1);
@@ -126,8 +127,8 @@ fn upload(run: &Run) -> CaseResult {
     cluster.wait_sessions()?;
     let daemon = cluster.daemon_on("a");
     fetch(daemon, &files).run(Duration::from_secs(120)).context("the first download")?;
-    // From now on only the host under test has bytes to give.
-    net.host("s0").set_link(LinkSpec { up_bits_per_s: Some(MBIT), down_bits_per_s: Some(100 * MBIT) })?;
+    // From now on the seed has little to give, and the host under test everything else.
+    net.host("s0").set_link(LinkSpec { up_bits_per_s: Some(10 * MBIT), down_bits_per_s: Some(100 * MBIT) })?;
     let meter = Meter { host: net.host("a"), daemon, way: Way::Upload };
     meter.set(50)?;
     let mut curl = fetch(cluster.daemon_on("b"), &files).start(run, "curl")?;

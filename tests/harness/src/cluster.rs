@@ -426,11 +426,12 @@ impl Daemon {
     /// A metric's value by its full name, summed over its labels; 0 when it was never counted.
     ///
     /// # Errors
-    /// When no answer comes.
+    /// When no answer comes, or there is no such metric.
     pub fn metric(&self, name: &str) -> Result<f64> {
         let reply = self.api("/metrics")?;
         ensure!(reply.status == 200, "metrics answer {}", reply.status);
         let text = String::from_utf8_lossy(&reply.body);
+        ensure!(text.contains(name.trim_end_matches("_total")), "there is no metric {name}");
         let lines = text.lines().filter_map(|line| line.strip_prefix(name));
         let values = lines
             .filter(|rest| rest.starts_with([' ', '{']))

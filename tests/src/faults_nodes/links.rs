@@ -167,7 +167,7 @@ fn away(run: &Run) -> CaseResult {
     let mut curl = proxied(run, cluster.daemon_on("a"), &files.url("p2p/file"), &output)?;
     ends_well(&mut curl, "curl")?;
     ensure!(digest_of(&output)? == digest, "the file is not the origin's");
-    let from_peers = cluster.daemon_on("a").metric("skimmer_dfdaemon_peer_received_bytes_total")?;
+    let from_peers = cluster.daemon_on("a").metric("skimmer_peer_received_bytes_total")?;
     ensure!(from_peers >= FILE_BYTES as f64, "only {from_peers} bytes came from the seed");
     Ok(Outcome::Passed)
 }
@@ -215,7 +215,7 @@ fn from_neighbour(run: &Run, net: &Net, cluster: &Cluster) -> Result<String> {
     fetch("a")?;
     net.host("s0").set_link(LinkSpec { up_bits_per_s: Some(4 * MBIT), down_bits_per_s: Some(100 * MBIT) })?;
     fetch("b")?;
-    let uploaded = cluster.daemon_on("a").metric("skimmer_dfdaemon_peer_uploaded_bytes_total")?;
+    let uploaded = cluster.daemon_on("a").metric("skimmer_peer_uploaded_bytes_total")?;
     let copies = files.bytes_sent("p2p/file")? as f64 / FILE_BYTES as f64;
     let text =
         format!("{:.0} % of b's bytes came from a, origin copies {copies:.3}", uploaded * 100.0 / FILE_BYTES as f64);
