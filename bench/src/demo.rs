@@ -79,7 +79,9 @@ struct Stage {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let run = Run::new()?;
     if !harness::is_root() {
-        eprintln!("no root: hosts are loopback addresses without a rate, skopeo stands in for docker, containerd and podman, and what nodes send is their own word");
+        eprintln!(
+            "no root: hosts are loopback addresses without a rate, skopeo stands in for docker, containerd and podman, and what nodes send is their own word"
+        );
     }
     let (report, broken) = explain(&run, play(&run))?;
     for promise in &broken {
@@ -178,8 +180,11 @@ impl Stage {
 
     /// All clients pull the image at the same time.
     fn pull(&self, bytes: u64) -> Result<Laps> {
-        let jobs =
-            self.clients.iter().map(|client| Job { name: client.name().to_owned(), program: client.pulling() }).collect();
+        let jobs = self
+            .clients
+            .iter()
+            .map(|client| Job { name: client.name().to_owned(), program: client.pulling() })
+            .collect();
         let title = format!("{} hosts pull an image of {} MB at the same time", self.clients.len(), bytes / 1_000_000);
         let (live, began) = (self.live(&title, bytes), Instant::now());
         at_once(jobs, DEADLINE, |place| {
@@ -194,7 +199,10 @@ impl Stage {
         let outputs: Vec<PathBuf> = (0..self.clients.len()).map(|number| folder.join(number.to_string())).collect();
         let url = self.files.url("file");
         let jobs = self.cluster.daemons.iter().zip(&outputs).map(|(daemon, output)| -> Result<Job> {
-            Ok(Job { name: format!("dfget on {}", daemon.host().name()), program: daemon.dfget(&url, output)?.arg("--json") })
+            Ok(Job {
+                name: format!("dfget on {}", daemon.host().name()),
+                program: daemon.dfget(&url, output)?.arg("--json"),
+            })
         });
         let jobs: Vec<Job> = jobs.collect::<Result<_>>()?;
         let title = format!("they download a file of {} MB by dfget", FILE_BYTES / 1_000_000);
@@ -234,7 +242,10 @@ impl Report {
     fn broken(&self, clients: &[Client]) -> Vec<String> {
         let mut broken = Vec::new();
         if self.origin_copies > ORIGIN_COPIES_MAX {
-            broken.push(format!("the origin sent {} copies of the image, more than {ORIGIN_COPIES_MAX}", self.origin_copies));
+            broken.push(format!(
+                "the origin sent {} copies of the image, more than {ORIGIN_COPIES_MAX}",
+                self.origin_copies
+            ));
         }
         if self.seed_copies > SEED_COPIES_MAX {
             broken.push(format!("the seed sent {} copies of the image, more than {SEED_COPIES_MAX}", self.seed_copies));

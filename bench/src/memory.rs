@@ -61,7 +61,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {
-        println!("a dfdaemon has {:.1} MB when idle, and at most {:.1} MB while it pulls and uploads", report.idle_mb, report.pull_peak_mb);
+        println!(
+            "a dfdaemon has {:.1} MB when idle, and at most {:.1} MB while it pulls and uploads",
+            report.idle_mb, report.pull_peak_mb
+        );
     }
     Ok(())
 }

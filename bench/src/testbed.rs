@@ -75,13 +75,13 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn measure(args: &Args, bytes: u64, run: &Run) -> Result<Report> {
     let names: Vec<String> = (1..=args.hosts).map(|number| format!("host{number}")).collect();
-    let mut links =
-        vec![("origin", LinkSpec::both(SEED_BITS_PER_S)), ("seed", LinkSpec::both(SEED_BITS_PER_S))];
+    let mut links = vec![("origin", LinkSpec::both(SEED_BITS_PER_S)), ("seed", LinkSpec::both(SEED_BITS_PER_S))];
     links.extend(names.iter().map(|name| (name.as_str(), LinkSpec::both(HOST_BITS_PER_S))));
     let net = Net::new(&links)?;
     let mut origin = FileServer::nginx(&net.host("origin"), run, &FileServerOptions::default())?;
     let digest = random_file(&origin.root().join("file"), bytes, 1)?;
-    let builder = names.iter().fold(Cluster::builder(&net, run).supernode("seed"), |builder, name| builder.daemon(name));
+    let builder =
+        names.iter().fold(Cluster::builder(&net, run).supernode("seed"), |builder, name| builder.daemon(name));
     let mut cluster = builder.start()?;
     cluster.wait_sessions()?;
 
@@ -135,8 +135,12 @@ fn measure(args: &Args, bytes: u64, run: &Run) -> Result<Report> {
 
 /// Runs the downloads under a live view.
 fn watched(net: &Net, names: &[String], bytes: u64, jobs: Vec<Job>, deadline: Duration) -> Result<Laps> {
-    let shown: Vec<(String, Host)> =
-        names.iter().map(String::as_str).chain(["seed", "origin"]).map(|name| (name.to_owned(), net.host(name))).collect();
+    let shown: Vec<(String, Host)> = names
+        .iter()
+        .map(String::as_str)
+        .chain(["seed", "origin"])
+        .map(|name| (name.to_owned(), net.host(name)))
+        .collect();
     let live = Live::start("all hosts download at the same time", &shown, Some(bytes));
     at_once(jobs, deadline, |place| live.note(place, "finished"))
 }

@@ -67,7 +67,11 @@ fn docker_by_mirror(run: &Run, registry: &Registry, daemon: &Daemon) -> Result<R
 fn docker_by_proxy(run: &Run, registry: &Registry, daemon: &Daemon) -> Result<Runtime> {
     let insecure = vec![registry.name().to_owned()];
     let proxy = Some(format!("http://{}", daemon.addr()));
-    Ok(Runtime::Docker(Docker::start(daemon.host(), run, &DockerOptions { insecure, proxy, ..DockerOptions::default() })?))
+    Ok(Runtime::Docker(Docker::start(
+        daemon.host(),
+        run,
+        &DockerOptions { insecure, proxy, ..DockerOptions::default() },
+    )?))
 }
 
 fn containerd(run: &Run, registry: &Registry, daemon: &Daemon) -> Result<Runtime> {
