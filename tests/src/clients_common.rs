@@ -325,7 +325,9 @@ impl Scene {
         loop {
             let log = self.registry.access_log()?;
             let gets = log.get(self.mark..).unwrap_or_default().iter().filter(|entry| entry.method == "GET");
-            let digest = |uri: &str| uri.rsplit_once("/blobs/").map(|(_, rest)| rest.split('?').next().unwrap_or(rest).to_owned());
+            let digest = |uri: &str| {
+                uri.rsplit_once("/blobs/").map(|(_, rest)| rest.split('?').next().unwrap_or(rest).to_owned())
+            };
             let layer_gets: Vec<(String, u64)> = gets
                 .filter_map(|entry| Some((digest(&entry.uri)?, entry.body_bytes)))
                 .filter(|(digest, _)| layers.contains(digest))

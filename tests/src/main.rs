@@ -23,7 +23,6 @@ fn main() -> std::process::ExitCode {
     let suites = [
         testbed::cases(),
         origins::cases(),
-        clients_common::cases(),
         clients_direct::cases(),
         clients_intercept::cases(),
         clients_mirror::cases(),

@@ -268,16 +268,13 @@ impl Host {
                     self.announce(net, AnnounceEvent::Subscribed { peer });
                 }
             }
-            Body::Have { added, replaces, queued_bytes, upload_bytes_per_s } => {
-                if self.peers.contains(&from) {
-                    self.announce(net, AnnounceEvent::PeerHas { peer, added: added.clone() });
-                    self.picker_event(
-                        shared,
-                        net,
-                        PickerEvent::Have { peer, added, replaces, queued_bytes, upload_bytes_per_s },
-                    );
-                }
+            Body::Have { added, replaces, queued_bytes, upload_bytes_per_s } if self.peers.contains(&from) => {
+                self.announce(net, AnnounceEvent::PeerHas { peer, added: added.clone() });
+                let event = PickerEvent::Have { peer, added, replaces, queued_bytes, upload_bytes_per_s };
+                self.picker_event(shared, net, event);
             }
+            // From somebody who is no neighbour any more.
+            Body::Have { .. } => {}
             Body::Request { id, piece, expires_ms } => {
                 if !self.peers.contains(&from) {
                     net.send(self.at, from, Body::Reset);

@@ -264,9 +264,8 @@ impl World {
             Script::Resume(host) => self.net.set_stalled(host, false),
             Script::SupernodeDies => {
                 self.supernode.up = false;
-                let hosts = &mut self.hosts;
-                for at in 1..hosts.len() {
-                    if std::mem::replace(&mut hosts[at].session, false) {
+                for (at, host) in self.hosts.iter_mut().enumerate().skip(1) {
+                    if std::mem::replace(&mut host.session, false) {
                         self.net.send(SEED, at, Body::SessionLost);
                     }
                 }
@@ -353,7 +352,20 @@ impl World {
         let mut finished: Vec<f64> =
             honest.iter().filter_map(|h| h.finished_at).map(|at| at.since(Time::default()).as_secs_f64()).collect();
         finished.sort_by(f64::total_cmp);
-        if std::env::var("TAIL").is_ok() { let mut v: Vec<_> = honest.iter().map(|h| (h.finished_at, h.neighbours().len(), h.at, h.neighbours().contains(&0))).collect(); v.sort(); for x in v.iter().rev().take(25) { eprintln!("{x:?}"); } eprintln!("--"); for x in v.iter().step_by(40) { eprintln!("{x:?}"); } }
+        if std::env::var("TAIL").is_ok() {
+            let mut v: Vec<_> = honest
+                .iter()
+                .map(|h| (h.finished_at, h.neighbours().len(), h.at, h.neighbours().contains(&0)))
+                .collect();
+            v.sort();
+            for x in v.iter().rev().take(25) {
+                eprintln!("{x:?}");
+            }
+            eprintln!("--");
+            for x in v.iter().step_by(40) {
+                eprintln!("{x:?}");
+            }
+        }
         let size = self.config.size_bytes as f64;
         let (seed_sent, _) = self.net.carried(SEED);
         fold(&mut self.tally.trace, [self.net.events, finished.len() as u64, seed_sent as u64, 0]);

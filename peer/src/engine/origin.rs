@@ -7,6 +7,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use proto::{ByteRange, Generation, Kind, PieceHash, PieceHasher, PieceIndex, PieceLayout, TaskSpec, Validators};
 
+use tokio::task::JoinSet;
+
 use super::Inner;
 use super::actor::{Event, run_range};
 use super::error::TaskError;
@@ -25,6 +27,9 @@ pub(crate) struct OriginBytes {
     skip: u64,
     body: OriginBody,
 }
+
+/// Pieces being written while the next one is read, at most.
+const WRITES_MAX: usize = 4;
 
 /// What happens while the origin is read.
 #[derive(Debug)]
@@ -79,7 +84,9 @@ pub(crate) async fn resolve(
     if let Some(held) = held.filter(|content| !content.is_complete()) {
         // Of a partial content only the rest will be read, in ranges, once it is known to be the same one still.
         let response = inner.source.head(request(inner, spec, headers.clone(), None)).await?;
-        if Generation::of_validators(&response.validators) == Some(held.generation()) {
+        // The same strong tag with another length: one of the two answers was wrong, so nothing is built upon them.
+        let same_length = response.validators.length.is_none() || response.validators.length == held.layout().length();
+        if same_length && Generation::of_validators(&response.validators) == Some(held.generation()) {
             return Ok(confirmed(held, response.used_credentials));
         }
     }
@@ -185,6 +192,7 @@ async fn read_run(
     let mut piece = shared.layout().piece_at(bytes.at);
     let end = to.map_or(u32::MAX, |to| to.0);
     let mut rest = Bytes::new();
+    let mut writes = JoinSet::new();
     while piece.0 < end {
         let layout = shared.layout();
         let Some(range) = layout.range(piece) else { break };
@@ -207,12 +215,33 @@ async fn read_run(
         }
         inner.metrics.bytes_from_origin.inc_by(filled as u64);
         if filled < len {
+            finish_writes(&mut writes).await?;
             return body_ended(shared, layout, piece, &buffer[..filled]).await;
         }
-        store(shared, piece, buffer, filled, hasher.finish()).await?;
+        // The next piece is received while this one is written; writing must not fall far behind, though.
+        while writes.len() >= WRITES_MAX {
+            joined(writes.join_next().await)?;
+        }
+        writes.spawn_blocking({
+            let shared = Arc::clone(shared);
+            let hash = hasher.finish();
+            move || store(&shared, piece, buffer, filled, hash)
+        });
         piece = PieceIndex(piece.0 + 1);
     }
+    finish_writes(&mut writes).await
+}
+
+/// Waits until everything that was read is stored.
+async fn finish_writes(writes: &mut JoinSet<Result<(), TaskError>>) -> Result<(), TaskError> {
+    while let Some(written) = writes.join_next().await {
+        joined(Some(written))?;
+    }
     Ok(())
+}
+
+fn joined(written: Option<Result<Result<(), TaskError>, tokio::task::JoinError>>) -> Result<(), TaskError> {
+    written.map_or(Ok(()), |written| written.unwrap_or_else(|_| Err(TaskError::stopping())))
 }
 
 /// The origin's body ended inside or right before `piece`.
@@ -248,19 +277,19 @@ async fn body_ended(
     Ok(())
 }
 
-async fn store(
+/// Stores a piece; blocks.
+fn store(
     shared: &Arc<Shared>,
     piece: PieceIndex,
     buffer: super::buffers::Buffer,
     len: usize,
     hash: PieceHash,
 ) -> Result<(), TaskError> {
-    let content = Arc::clone(&shared.content);
-    let news = blocking(move || content.write_piece(piece, &buffer[..len], hash).map_err(TaskError::from)).await?;
-    if news {
+    if shared.content.write_piece(piece, &buffer[..len], hash)? {
         shared.counters.from_origin.fetch_add(len as u64, Ordering::Relaxed);
     }
-    let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece, hash })).await;
+    drop(buffer);
+    let _ = shared.events.blocking_send(Event::Origin(OriginEvent::Piece { piece, hash }));
     Ok(())
 }
 

@@ -170,7 +170,8 @@ impl Meter {
     pub(super) fn add(&mut self, now: Time, bytes: u32, took: Duration) {
         let age = now.since(self.at).as_secs_f64();
         self.bytes = self.bytes.mul_add((-age / Self::FADE_S).exp(), f64::from(bytes));
-        self.peak_bytes_per_s = (self.peak_bytes_per_s * (-age / Self::PEAK_FADE_S).exp()).max(self.bytes / Self::FADE_S);
+        self.peak_bytes_per_s =
+            (self.peak_bytes_per_s * (-age / Self::PEAK_FADE_S).exp()).max(self.bytes / Self::FADE_S);
         self.at = now;
         let took = took.as_secs_f64();
         self.answer_s =

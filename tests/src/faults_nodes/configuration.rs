@@ -94,7 +94,13 @@ const MISTAKES: [Mistakes; 3] = [
         program: "supernode",
         text: "[grpc]\nlisten = \"nowhere\"\n[scheduler]\nneighbours = \"many\"\nleases_per_s = -1\n[store]\ndir = 5\n\
                [cluster]\nconfig_services = [\"not a url\"]\n",
-        places: &["grpc.listen", "scheduler.neighbours", "scheduler.leases_per_s", "store.dir", "cluster.config_services"],
+        places: &[
+            "grpc.listen",
+            "scheduler.neighbours",
+            "scheduler.leases_per_s",
+            "store.dir",
+            "cluster.config_services",
+        ],
     },
     Mistakes {
         program: "config-service",
@@ -149,7 +155,10 @@ fn environment(_run: &Run) -> CaseResult {
     };
     all([
         bad("dfdaemon", &[("SKIMMER_DFDAEMON__STORE__CAPACITY", "a lot"), ("SKIMMER_DFDAEMON__NO_SUCH__FIELD", "1")]),
-        bad("supernode", &[("SKIMMER_SUPERNODE__GRPC__LISTEN", "nowhere"), ("SKIMMER_SUPERNODE__SCHEDULER__NEIGHBOURS", "x")]),
+        bad(
+            "supernode",
+            &[("SKIMMER_SUPERNODE__GRPC__LISTEN", "nowhere"), ("SKIMMER_SUPERNODE__SCHEDULER__NEIGHBOURS", "x")],
+        ),
         bad("config-service", &[("SKIMMER_CONFIG_SERVICE__LEASE", "soon")]),
     ])
 }

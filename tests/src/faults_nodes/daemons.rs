@@ -66,14 +66,7 @@ fn docker(run: &Run) -> CaseResult {
     Ok(Outcome::Passed)
 }
 
-fn docker_round(
-    run: &Run,
-    net: &Net,
-    registry: &Registry,
-    number: u64,
-    point: f64,
-    away: Duration,
-) -> Result<String> {
+fn docker_round(run: &Run, net: &Net, registry: &Registry, number: u64, point: f64, away: Duration) -> Result<String> {
     let mut builder = Image::builder().seed(number + 200);
     for bytes in LAYERS {
         builder = builder.layer(bytes, Compression::None, Content::Random);
@@ -110,7 +103,8 @@ fn kill_and_restart(cluster: &mut Cluster, away: Duration) -> Result<()> {
 
 fn told(share: f64, away: Duration, received: u64, bytes: u64) -> Result<String> {
     let again = received.saturating_sub(bytes);
-    let text = format!("killed at {:.1} % for {away:?}, {again} bytes more than the {bytes} were received", share * 100.0);
+    let text =
+        format!("killed at {:.1} % for {away:?}, {again} bytes more than the {bytes} were received", share * 100.0);
     ensure!((0.1..0.9).contains(&share), "{text}: not between 10 and 90 %");
     ensure!(again <= again_max(bytes), "{text}: more than {}", again_max(bytes));
     Ok(text)

@@ -97,8 +97,7 @@ fn stop(run: &Run) -> CaseResult {
     let net = net(40, &[("s0", 400), ("c", 400), ("a", 100)])?;
     let files = files(&net, run)?;
     random_file(&files.root().join("p2p/file"), FILE_BYTES, 510)?;
-    let mut cluster =
-        Cluster::builder(&net, run).config_service("c").supernode("s0").daemon("a").start()?;
+    let mut cluster = Cluster::builder(&net, run).config_service("c").supernode("s0").daemon("a").start()?;
     cluster.wait_sessions()?;
     // Each is started anew from the same configuration, with somebody listening to what it says of itself.
     let mut programs = Vec::new();
@@ -148,7 +147,8 @@ fn renewed(run: &Run, node: &mut Daemon, program: &'static str, folder: &Path) -
     notified.hear("READY=1")?;
     // Ready means that it answers.
     let addr = node.addr();
-    let answers = node.host().inside(|| Ok(std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok()));
+    let answers =
+        node.host().inside(|| Ok(std::net::TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok()));
     ensure!(answers?, "{program} said that it is ready, and {addr} does not answer");
     Ok((program, proc, notified))
 }
@@ -217,7 +217,8 @@ fn from_neighbour(run: &Run, net: &Net, cluster: &Cluster) -> Result<String> {
     fetch("b")?;
     let uploaded = cluster.daemon_on("a").metric("skimmer_dfdaemon_peer_uploaded_bytes_total")?;
     let copies = files.bytes_sent("p2p/file")? as f64 / FILE_BYTES as f64;
-    let text = format!("{:.0} % of b's bytes came from a, origin copies {copies:.3}", uploaded * 100.0 / FILE_BYTES as f64);
+    let text =
+        format!("{:.0} % of b's bytes came from a, origin copies {copies:.3}", uploaded * 100.0 / FILE_BYTES as f64);
     ensure!(uploaded > FILE_BYTES as f64 * 0.7, "{text}");
     ensure!(copies <= 1.02, "{text}");
     Ok(text)
@@ -258,11 +259,8 @@ fn several_cards(run: &Run) -> CaseResult {
 fn ipv6_only(run: &Run) -> CaseResult {
     let net = net(200, &[("s0", 400), ("a", 200), ("b", 200)])?;
     let v6 = |host: &str| node(host, format!("listen = [\"[{}]:PORT\"]", net.host(host).ip6()));
-    let cluster = Cluster::builder(&net, run)
-        .supernode_with(v6("s0"))
-        .daemon_with(v6("a"))
-        .daemon_with(v6("b"))
-        .start()?;
+    let cluster =
+        Cluster::builder(&net, run).supernode_with(v6("s0")).daemon_with(v6("a")).daemon_with(v6("b")).start()?;
     cluster.wait_sessions()?;
     let told = addresses(cluster.daemon_on("a"))?;
     ensure!(told.iter().all(|address| address.starts_with("[fd00:")), "not only IPv6: {told:?}");

@@ -44,8 +44,11 @@ struct Bed {
 impl Bed {
     fn new() -> Result<Self> {
         let names: Vec<String> = (0..HOSTS).map(|number| format!("h{number}")).collect();
-        let mut hosts =
-            vec![("origin", LinkSpec::both(400 * MBIT)), ("s0", LinkSpec::both(200 * MBIT)), ("s1", LinkSpec::both(200 * MBIT))];
+        let mut hosts = vec![
+            ("origin", LinkSpec::both(400 * MBIT)),
+            ("s0", LinkSpec::both(200 * MBIT)),
+            ("s1", LinkSpec::both(200 * MBIT)),
+        ];
         hosts.extend(names.iter().map(|name| (name.as_str(), LinkSpec::both(50 * MBIT))));
         let net = Net::new(&hosts)?;
         net.host("origin").sysctl("net/ipv4/tcp_wmem", "4096 16384 262144")?;
@@ -60,7 +63,8 @@ impl Bed {
             DELAY_MAX.as_secs()
         );
         for name in &self.names {
-            builder = builder.daemon_with(DaemonSpec { host: name.clone(), extra: extra.clone(), ..DaemonSpec::default() });
+            builder =
+                builder.daemon_with(DaemonSpec { host: name.clone(), extra: extra.clone(), ..DaemonSpec::default() });
         }
         let cluster = builder.start()?;
         cluster.wait_sessions()?;
@@ -180,10 +184,16 @@ fn late_and_slowly(run: &Run, cluster: &Cluster, bed: &Bed, files: &FileServer, 
         took.as_secs_f64()
     );
     ensure!(began >= DELAY_MIN.mul_f64(0.95), "the origin was read after {began:?}, before {DELAY_MIN:?}");
-    ensure!(began <= DELAY_MAX + Duration::from_secs(5), "the origin was read after {began:?}, long after {DELAY_MAX:?}");
+    ensure!(
+        began <= DELAY_MAX + Duration::from_secs(5),
+        "the origin was read after {began:?}, long after {DELAY_MAX:?}"
+    );
     // Several hosts may share the work, each at its own rate.
     let share = NEW_BYTES as f64 / hosts.len() as f64 / RATE_BYTES_PER_S as f64;
     let fastest = began.as_secs_f64() + share * 0.9;
-    ensure!(took.as_secs_f64() >= fastest, "done after {took:?}, faster than the orphans' rate allows ({fastest:.1} s)");
+    ensure!(
+        took.as_secs_f64() >= fastest,
+        "done after {took:?}, faster than the orphans' rate allows ({fastest:.1} s)"
+    );
     Ok(())
 }
