@@ -96,7 +96,11 @@ impl Drop for Live {
 
 /// Draws over what was drawn before; returns how many lines there are now.
 fn draw(rows: &mut [Row], elapsed: Duration, before: usize) -> usize {
-    let mut text = if before == 0 { String::new() } else { format!("\x1b[{before}A") };
+    // Long lines are cut off at the terminal's edge: a wrapped one would be two lines when it is drawn over.
+    let mut text = "\x1b[?7l".to_owned();
+    if before > 0 {
+        text.push_str(&format!("\x1b[{before}A"));
+    }
     let width = rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0);
     for row in rows.iter_mut() {
         row.last = row.now;
@@ -104,7 +108,7 @@ fn draw(rows: &mut [Row], elapsed: Duration, before: usize) -> usize {
         let line = row.line(width);
         text.push_str(&format!("\x1b[2K{line}\n"));
     }
-    text.push_str(&format!("\x1b[2K{:>5.1} s\n", elapsed.as_secs_f64()));
+    text.push_str(&format!("\x1b[2K{:>5.1} s\n\x1b[?7h", elapsed.as_secs_f64()));
     let mut stderr = std::io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
     rows.len() + 1

@@ -25,12 +25,16 @@ enum Bench {
     Memory(bench::memory::Args),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().bench {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().bench {
         Bench::Demo(args) => bench::demo::run(&args),
         Bench::Sim(args) => bench::sim::cli::run(&args).map(|()| ExitCode::SUCCESS),
         Bench::Testbed(args) => bench::testbed::run(&args).map(|()| ExitCode::SUCCESS),
         Bench::Single(args) => bench::single::run(&args).map(|()| ExitCode::SUCCESS),
         Bench::Memory(args) => bench::memory::run(&args).map(|()| ExitCode::SUCCESS),
-    }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("bench: {error:#}");
+        ExitCode::FAILURE
+    })
 }

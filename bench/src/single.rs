@@ -10,7 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::{Cluster, Daemon, FileServer, FileServerOptions, Finished, Host, LinkSpec, Net, Proc, ProcBuilder, Run};
+use harness::{
+    Cluster, Daemon, DaemonSpec, FileServer, FileServerOptions, Finished, Host, LinkSpec, Net, Proc, ProcBuilder, Run,
+};
 use proto::Digest;
 use serde::Serialize;
 
@@ -139,7 +141,10 @@ impl<'a> Bed<'a> {
         let host = net.host("host");
         let origin = FileServer::nginx(&host, run, &FileServerOptions::default())?;
         let digest = random_file(&origin.root().join("file"), bytes, 1)?;
-        let cluster = Cluster::builder(net, run).supernode("host").daemon("host").daemon("host").start()?;
+        // The seed talks to the first host that comes, which becomes the warm peer, and to no other.
+        let extra = "[scheduler]\nseed_neighbours_max = 1\n".to_owned();
+        let supernode = DaemonSpec { host: "host".into(), extra, ..DaemonSpec::default() };
+        let cluster = Cluster::builder(net, run).supernode_with(supernode).daemon("host").daemon("host").start()?;
         cluster.wait_sessions()?;
         let output = run.data_dir("output")?.join("file");
         Ok(Self { run, host, origin, cluster, bytes, digest, output })
