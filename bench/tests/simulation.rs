@@ -20,7 +20,10 @@ fn a_thousand_hosts_under_faults() {
     let first = faulty(1);
     println!(
         "seed 1: {} honest hosts, last after {:?} s, {:.3} origin copies, {} bad pieces seen",
-        first.honest, first.finished_s.last(), first.origin_copies, first.bad_seen,
+        first.honest,
+        first.finished_s.last(),
+        first.origin_copies,
+        first.bad_seen,
     );
     assert_eq!(first.finished_s.len(), first.honest, "every honest host finishes");
     assert_eq!(first.bad_accepted, 0, "none accepts a bad piece");
@@ -36,7 +39,14 @@ fn a_thousand_hosts_under_faults() {
 fn the_same_under_other_seeds_with_fewer_hosts() {
     let mut traces = Vec::new();
     for seed in 2..8 {
-        let result = run(SimConfig { hosts: 60, size_bytes: 6_000_000, faults: true, seed, check_every_ticks: 50, ..SimConfig::default() });
+        let result = run(SimConfig {
+            hosts: 60,
+            size_bytes: 6_000_000,
+            faults: true,
+            seed,
+            check_every_ticks: 50,
+            ..SimConfig::default()
+        });
         assert_eq!(result.finished_s.len(), result.honest, "seed {seed}");
         assert_eq!((result.bad_accepted, result.overruns), (0, 0), "seed {seed}");
         assert!(result.origin_copies <= 1.02, "seed {seed}: {}", result.origin_copies);
@@ -77,12 +87,26 @@ fn four_neighbours_are_clearly_worse() {
 
 #[test]
 fn slow_and_long_links_get_there_too() {
-    // 2 Mb/s: a piece takes longer than a request usually may wait.
-    let slow = SimConfig { hosts: 6, size_bytes: 4_000_000, rate_bytes_per_s: 250e3, seed_rate_bytes_per_s: 500e3, origin_rate_bytes_per_s: 500e3, ..SimConfig::default() };
+    // 10 Mb/s: sixteen pieces at a time take most of a second.
+    let slow = SimConfig {
+        hosts: 6,
+        size_bytes: 20_000_000,
+        rate_bytes_per_s: 1.25e6,
+        seed_rate_bytes_per_s: 2.5e6,
+        origin_rate_bytes_per_s: 2.5e6,
+        ..SimConfig::default()
+    };
     let last = sim_last_over_limit(slow);
-    assert!(last <= 1.6, "slow links: {last}");
+    assert!(last <= 1.3, "slow links: {last}");
     // 1 Gb/s with 50 ms each way.
-    let long = SimConfig { hosts: 6, rate_bytes_per_s: 125e6, seed_rate_bytes_per_s: 125e6, origin_rate_bytes_per_s: 125e6, latency_us: 50_000, ..SimConfig::default() };
+    let long = SimConfig {
+        hosts: 6,
+        rate_bytes_per_s: 125e6,
+        seed_rate_bytes_per_s: 125e6,
+        origin_rate_bytes_per_s: 125e6,
+        latency_us: 50_000,
+        ..SimConfig::default()
+    };
     let last = sim_last_over_limit(long);
     assert!(last <= 3.0, "long links: {last}");
 }

@@ -265,7 +265,14 @@ impl Announcer {
 // === impl Listener ===
 
 impl Listener {
-    fn tell(&mut self, now: Time, me: HostId, piece: PieceIndex, coalesce: Duration, due: &mut BTreeSet<(Time, HostId)>) {
+    fn tell(
+        &mut self,
+        now: Time,
+        me: HostId,
+        piece: PieceIndex,
+        coalesce: Duration,
+        due: &mut BTreeSet<(Time, HostId)>,
+    ) {
         if !self.knows.insert(piece) {
             return;
         }

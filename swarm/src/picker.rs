@@ -208,7 +208,7 @@ const DISTRUSTED_MAX: usize = 4_096;
 impl Default for PickerConfig {
     fn default() -> Self {
         Self {
-            // Windows of 32 pieces and more cost nothing against any order (docs: what a mesh can reach).
+            // Windows of 32 pieces and more cost nothing against any order (simulated).
             window_pieces: 64,
             piece_len_bytes: proto::PIECE_LEN_UNKNOWN,
             // A lone neighbour on a fast or long link needs this many to keep it busy.
@@ -365,7 +365,8 @@ impl Picker {
         if !gone.seed {
             for piece in gone.have.iter() {
                 self.rarity.drop_holder(piece.0);
-                self.rarity.refresh(piece.0, &mut self.rng);
+                // Through our own refresh: it keeps the other holders' counts of useful pieces right.
+                self.refresh(piece.0);
             }
         }
         for asked in gone.asked {
@@ -376,7 +377,15 @@ impl Picker {
         }
     }
 
-    fn have(&mut self, now: Time, peer: HostId, added: &PieceSet, replaces: bool, queued_bytes: u64, upload_bytes_per_s: u64) {
+    fn have(
+        &mut self,
+        now: Time,
+        peer: HostId,
+        added: &PieceSet,
+        replaces: bool,
+        queued_bytes: u64,
+        upload_bytes_per_s: u64,
+    ) {
         let Some(slot) = self.peers.find(peer) else { return };
         let Some(neighbour) = self.peers.get_mut(slot) else { return };
         neighbour.told_load(now, queued_bytes, upload_bytes_per_s);
@@ -412,7 +421,8 @@ impl Picker {
         self.starving_at = Some(now + self.config.starving_after);
         if self.rarity.get(piece).is_some_and(|p| p.asked > 0) {
             for slot in 0..self.peers.slots() {
-                if Some(slot) != from && self.take_back(slot, piece)
+                if Some(slot) != from
+                    && self.take_back(slot, piece)
                     && let Some(peer) = self.peers.get(slot)
                 {
                     actions.push(PickerAction::Cancel { peer: peer.id, piece: PieceIndex(piece) });
@@ -433,9 +443,11 @@ impl Picker {
 
     fn ended(&mut self, now: Time, peer: HostId, piece: u32, outcome: Outcome, actions: &mut Vec<PickerAction>) {
         let slot = self.peers.find(peer);
-        let asked = slot.and_then(|s| self.peers.get(s)).and_then(|p| p.asked.iter().find(|a| a.piece == piece)).copied();
+        let asked =
+            slot.and_then(|s| self.peers.get(s)).and_then(|p| p.asked.iter().find(|a| a.piece == piece)).copied();
         if let (Some(slot), Some(_)) = (slot, asked) {
             self.take_back(slot, piece);
+            self.refresh(piece);
         }
         match outcome {
             Outcome::Good { bytes } => {
@@ -453,7 +465,6 @@ impl Picker {
             }
             Outcome::Bad => {
                 actions.push(PickerAction::Distrust { peer, piece: PieceIndex(piece) });
-                self.refresh(piece);
                 self.drop_peer(peer);
                 if self.distrusted.len() >= DISTRUSTED_MAX {
                     self.distrusted.pop_first();
@@ -546,7 +557,9 @@ impl Picker {
         let deadline = self.deadlines.first().map(|(at, ..)| *at);
         // A pause matters only when there is something to ask for and room to ask.
         let pause = (self.rarity.eligible() > 0 && self.outstanding < self.config.outstanding_max)
-            .then(|| self.peers.iter().filter(|(_, p)| p.useful > 0 && p.pause_until > now).map(|(_, p)| p.pause_until).min())
+            .then(|| {
+                self.peers.iter().filter(|(_, p)| p.useful > 0 && p.pause_until > now).map(|(_, p)| p.pause_until).min()
+            })
             .flatten();
         let endgame = self.endgame_at.take_if(|at| *at <= now).map(|_| now).or(self.endgame_at);
         let endgame = endgame.filter(|at| *at > now);
@@ -579,11 +592,19 @@ impl Picker {
         let total: u32 = asked.values().sum();
         let twice = asked.values().filter(|n| **n > 1).count() as u32;
         let rules = [
-            (total == self.outstanding && total as usize == self.deadlines.len(), "the number of outstanding requests is wrong"),
-            (total <= self.config.outstanding_max, "too much is outstanding"),
-            (asked.values().all(|n| *n <= 2) && twice <= self.duplicates, "a piece is asked for twice outside the endgame"),
             (
-                asked.iter().all(|(p, n)| self.rarity.get(*p).is_some_and(|s| s.verifiable && !s.stored && u32::from(s.asked) == *n)),
+                total == self.outstanding && total as usize == self.deadlines.len(),
+                "the number of outstanding requests is wrong",
+            ),
+            (total <= self.config.outstanding_max, "too much is outstanding"),
+            (
+                asked.values().all(|n| *n <= 2) && twice <= self.duplicates,
+                "a piece is asked for twice outside the endgame",
+            ),
+            (
+                asked.iter().all(|(p, n)| {
+                    self.rarity.get(*p).is_some_and(|s| s.verifiable && !s.stored && u32::from(s.asked) == *n)
+                }),
                 "a piece is asked for that must not be",
             ),
         ];

@@ -344,14 +344,21 @@ impl Uploader {
                 "a neighbour's queue is empty or over its limit",
             ),
             (bytes == self.waiting_bytes && count == self.deadlines.len(), "the queue's sums are wrong"),
-            (self.active.values().map(|a| u64::from(a.bytes)).sum::<u64>() == self.active_bytes, "the bytes being sent are wrong"),
+            (
+                self.active.values().map(|a| u64::from(a.bytes)).sum::<u64>() == self.active_bytes,
+                "the bytes being sent are wrong",
+            ),
             (
                 self.turns.len() == self.waiting.len() && self.turns.iter().all(|p| self.waiting.contains_key(p)),
                 "the turns do not name each waiting neighbour once",
             ),
             (
                 self.active.len() == self.config.slots as usize
-                    || self.waiting.values().flatten().all(|w| self.copies.get(&(w.task, w.piece)) == Some(&SAME_PIECE_MAX)),
+                    || self
+                        .waiting
+                        .values()
+                        .flatten()
+                        .all(|w| self.copies.get(&(w.task, w.piece)) == Some(&SAME_PIECE_MAX)),
                 "a slot is free although a request waits that could be served",
             ),
         ];

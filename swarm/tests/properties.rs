@@ -4,7 +4,7 @@
 mod announcer;
 #[path = "properties/picker.rs"]
 mod picker;
-#[path = "properties/uploader.rs"]
-mod uploader;
 #[path = "properties/scheduler.rs"]
 mod scheduler;
+#[path = "properties/uploader.rs"]
+mod uploader;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proto::{Generation, HostId, PieceIndex, PieceSet, TaskId};
 use swarm::{
-    AnnounceAction, AnnounceConfig, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent, Time,
-    UploadAction, UploadConfig, UploadEvent, Uploader,
+    AnnounceAction, AnnounceConfig, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent,
+    Time, UploadAction, UploadConfig, UploadEvent, Uploader,
 };
 
 use super::message::{Body, Refused};
@@ -75,7 +75,13 @@ pub(super) fn fold(trace: &mut u64, values: [u64; 4]) {
 }
 
 impl Host {
-    pub(super) fn new(at: usize, shared: &Shared, picker: Option<PickerConfig>, announce: AnnounceConfig, upload: UploadConfig) -> Self {
+    pub(super) fn new(
+        at: usize,
+        shared: &Shared,
+        picker: Option<PickerConfig>,
+        announce: AnnounceConfig,
+        upload: UploadConfig,
+    ) -> Self {
         Self {
             at,
             lies: false,
@@ -222,7 +228,8 @@ impl Host {
         let now = net.now();
         if done.whole {
             let age = now.since(self.sent_at).as_secs_f64();
-            self.sent_bytes = self.sent_bytes.mul_add((-age / METER_FADE_S).exp(), f64::from(shared.len_of(done.piece)));
+            self.sent_bytes =
+                self.sent_bytes.mul_add((-age / METER_FADE_S).exp(), f64::from(shared.len_of(done.piece)));
             self.sent_at = now;
             self.announce(net, AnnounceEvent::Uploaded { peer: host_id(done.to), piece: PieceIndex(done.piece) });
         }
@@ -261,11 +268,13 @@ impl Host {
                     self.announce(net, AnnounceEvent::Subscribed { peer });
                 }
             }
-            Body::Have { added, replaces, queued_bytes, upload_bytes_per_s } => {
-                if self.peers.contains(&from) {
-                    self.announce(net, AnnounceEvent::PeerHas { peer, added: added.clone() });
-                    self.picker_event(shared, net, PickerEvent::Have { peer, added, replaces, queued_bytes, upload_bytes_per_s });
-                }
+            Body::Have { added, replaces, queued_bytes, upload_bytes_per_s } if self.peers.contains(&from) => {
+                self.announce(net, AnnounceEvent::PeerHas { peer, added: added.clone() });
+                self.picker_event(
+                    shared,
+                    net,
+                    PickerEvent::Have { peer, added, replaces, queued_bytes, upload_bytes_per_s },
+                );
             }
             Body::Request { id, piece, expires_ms } => {
                 if !self.peers.contains(&from) {
@@ -274,7 +283,11 @@ impl Host {
                     let expires = Duration::from_millis(expires_ms.into());
                     let bytes = shared.len_of(piece);
                     let (task, generation, piece) = (shared.task, shared.generation, PieceIndex(piece));
-                    self.upload(shared, net, UploadEvent::Request { from: peer, id, task, generation, piece, bytes, expires });
+                    self.upload(
+                        shared,
+                        net,
+                        UploadEvent::Request { from: peer, id, task, generation, piece, bytes, expires },
+                    );
                 } else {
                     net.send(self.at, from, Body::Refused { id, why: Refused::Missing, queued_bytes: 0 });
                 }
@@ -302,7 +315,7 @@ impl Host {
                     }
                 }
             }
-            // The rest is for the supernode, or for the world.
+            // The rest is for the supernode, for the world, or from a host that is no neighbour any more.
             _ => {}
         }
     }
@@ -322,7 +335,14 @@ impl Host {
         self.picker_event(shared, net, PickerEvent::Ended { peer: host_id(to), piece: PieceIndex(piece), outcome });
     }
 
-    fn piece(&mut self, shared: &Shared, net: &mut Net, from: usize, (id, piece, bad): (u64, u32, bool), tally: &mut Tally) {
+    fn piece(
+        &mut self,
+        shared: &Shared,
+        net: &mut Net,
+        from: usize,
+        (id, piece, bad): (u64, u32, bool),
+        tally: &mut Tally,
+    ) {
         self.requests.remove(&id);
         let now = net.now();
         let bytes = shared.len_of(piece);

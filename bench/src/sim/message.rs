@@ -17,26 +17,71 @@ const PAYLOAD: u32 = 1_460;
 pub(super) enum Body {
     // Between hosts.
     Subscribe,
-    Have { added: PieceSet, replaces: bool, queued_bytes: u64, upload_bytes_per_s: u64 },
-    Request { id: u64, piece: u32, expires_ms: u32 },
-    Cancel { id: u64 },
-    Refused { id: u64, why: Refused, queued_bytes: u64 },
+    Have {
+        added: PieceSet,
+        replaces: bool,
+        queued_bytes: u64,
+        upload_bytes_per_s: u64,
+    },
+    Request {
+        id: u64,
+        piece: u32,
+        expires_ms: u32,
+    },
+    Cancel {
+        id: u64,
+    },
+    Refused {
+        id: u64,
+        why: Refused,
+        queued_bytes: u64,
+    },
     /// The piece's bytes came through a flow before; `bad` is what a hash will find out.
-    Piece { id: u64, piece: u32, bad: bool },
+    Piece {
+        id: u64,
+        piece: u32,
+        bad: bool,
+    },
     /// The connection broke.
     Reset,
     // To the supernode.
-    Hello { inventory_total: u32 },
-    Inventory { complete: bool, downloading: bool, pieces: u32 },
-    Open { have_pieces: u32 },
-    Close { complete: bool },
-    Progress { pieces: u32, neighbours: u32 },
-    NeedPeers { wanted: u32, unreachable: Vec<HostId> },
-    BadPiece { piece: u32, from: HostId },
+    Hello {
+        inventory_total: u32,
+    },
+    Inventory {
+        complete: bool,
+        downloading: bool,
+        pieces: u32,
+    },
+    Open {
+        have_pieces: u32,
+    },
+    Close {
+        complete: bool,
+    },
+    Progress {
+        pieces: u32,
+        neighbours: u32,
+    },
+    NeedPeers {
+        wanted: u32,
+        unreachable: Vec<HostId>,
+    },
+    BadPiece {
+        piece: u32,
+        from: HostId,
+    },
     // From the supernode.
-    Opened { hashes: PieceSet },
-    Peers { peers: Vec<HostId>, seeds: Vec<HostId> },
-    Hashes { pieces: PieceSet },
+    Opened {
+        hashes: PieceSet,
+    },
+    Peers {
+        peers: Vec<HostId>,
+        seeds: Vec<HostId>,
+    },
+    Hashes {
+        pieces: PieceSet,
+    },
     SessionLost,
 }
 

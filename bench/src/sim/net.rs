@@ -308,7 +308,9 @@ impl Net {
                 to.left -= part;
                 given[flow.given as usize].2 += part;
             }
-            live.retain(|f| f.want > EPSILON && up[f.from as usize].left > EPSILON && down[f.to as usize].left > EPSILON);
+            live.retain(|f| {
+                f.want > EPSILON && up[f.from as usize].left > EPSILON && down[f.to as usize].left > EPSILON
+            });
         }
         for (at, place, mut bytes) in given.iter().copied() {
             for transfer in &mut self.nodes[at].flows[place].queue {

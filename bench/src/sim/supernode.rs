@@ -218,8 +218,12 @@ impl Supernode {
                 self.openers.remove(&from);
                 SchedulerEvent::Close { host, task, complete }
             }
-            Body::Progress { pieces, neighbours } => SchedulerEvent::Progress { host, task, generation, pieces, neighbours },
-            Body::NeedPeers { wanted, unreachable } => SchedulerEvent::NeedPeers { host, task, generation, wanted, unreachable },
+            Body::Progress { pieces, neighbours } => {
+                SchedulerEvent::Progress { host, task, generation, pieces, neighbours }
+            }
+            Body::NeedPeers { wanted, unreachable } => {
+                SchedulerEvent::NeedPeers { host, task, generation, wanted, unreachable }
+            }
             Body::BadPiece { piece, from } => {
                 SchedulerEvent::BadPiece { reporter: host, task, generation, piece: PieceIndex(piece), from }
             }

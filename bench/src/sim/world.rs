@@ -77,13 +77,29 @@ impl World {
         let scheduler = SchedulerConfig {
             neighbours: if direct { 0 } else { config.neighbours },
             neighbours_max: if direct { 1 } else { (config.neighbours * 2).max(2) },
-            seed_neighbours_max: if direct { u32::MAX } else { SchedulerConfig::default().seed_neighbours_max.max(config.neighbours) },
+            seed_neighbours_max: if direct {
+                u32::MAX
+            } else {
+                SchedulerConfig::default().seed_neighbours_max.max(config.neighbours)
+            },
             seed: config.seed,
             ..SchedulerConfig::default()
         };
         let supernode = Supernode::new(scheduler, config.origin_rate_bytes_per_s);
         let rng = SmallRng::seed_from_u64(config.seed);
-        Self { shared, net, hosts, supernode, script: BTreeMap::new(), scripted: 0, rng, tally: Tally::default(), done: Vec::new(), timeline_sent: 0.0, config }
+        Self {
+            shared,
+            net,
+            hosts,
+            supernode,
+            script: BTreeMap::new(),
+            scripted: 0,
+            rng,
+            tally: Tally::default(),
+            done: Vec::new(),
+            timeline_sent: 0.0,
+            config,
+        }
     }
 
     fn at(&mut self, at_us: u64, what: Script) {
@@ -138,7 +154,16 @@ impl World {
             self.play_script();
             self.net.arrive(&mut arrived);
             for envelope in arrived.drain(..) {
-                deliver(&self.shared, &mut self.net, &mut self.hosts, &mut self.supernode, &mut self.tally, envelope.from, envelope.to, envelope.body);
+                deliver(
+                    &self.shared,
+                    &mut self.net,
+                    &mut self.hosts,
+                    &mut self.supernode,
+                    &mut self.tally,
+                    envelope.from,
+                    envelope.to,
+                    envelope.body,
+                );
             }
             while let Some(host) = self.net.next_wake() {
                 if host == SEED && self.supernode.up {
@@ -190,11 +215,20 @@ impl World {
             (0..self.shared.pieces).map(|p| hosts.iter().filter(|h| h.store.contains(PieceIndex(p))).count()).collect();
         copies.sort_unstable();
         let out = copies.iter().filter(|c| **c > 0).count();
-        let copies = [0, copies.len() / 10, copies.len() / 2, copies.len().saturating_sub(1)].map(|at| copies.get(at).copied().unwrap_or(0));
+        let copies = [0, copies.len() / 10, copies.len() / 2, copies.len().saturating_sub(1)]
+            .map(|at| copies.get(at).copied().unwrap_or(0));
         eprintln!(
             "{:?} out {} uplinks {:.2} idle {:.2} waiting {:.1} asked {:.1} pieces {:.0} full {full}; seed has {} waiting {} active {}; copies {copies:?}",
-            self.net.now(), out, used, f64::from(idle) / count, waiting as f64 / count, f64::from(asked) / count,
-            f64::from(pieces) / count, seed.store.len(), seed.uploader.waiting(), seed.uploader.active(),
+            self.net.now(),
+            out,
+            used,
+            f64::from(idle) / count,
+            waiting as f64 / count,
+            f64::from(asked) / count,
+            f64::from(pieces) / count,
+            seed.store.len(),
+            seed.uploader.waiting(),
+            seed.uploader.active(),
         );
     }
 
@@ -232,10 +266,9 @@ impl World {
             Script::Resume(host) => self.net.set_stalled(host, false),
             Script::SupernodeDies => {
                 self.supernode.up = false;
-                let hosts = &mut self.hosts;
-                for at in 1..hosts.len() {
-                    if std::mem::replace(&mut hosts[at].session, false) {
-                        self.net.send(SEED, at, Body::SessionLost);
+                for host in self.hosts.iter_mut().skip(1) {
+                    if std::mem::replace(&mut host.session, false) {
+                        self.net.send(SEED, host.at, Body::SessionLost);
                     }
                 }
             }
@@ -363,7 +396,14 @@ fn deliver(
 fn make_host(at: usize, config: &SimConfig, shared: &Shared, direct: bool) -> Host {
     // The low bits of the ids are alike from host to host; what the seeds need is that they differ.
     let seed = (id_of(at).bits() >> 32) as u64 ^ config.seed.wrapping_mul(0x9e37_79b9);
-    let picker = (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
+    // Who is given few neighbours must not ask for more: the point is to see what few do.
+    let neighbours_wanted = PickerConfig::default().neighbours_wanted.min(config.neighbours.div_ceil(2));
+    let picker = (at != SEED).then(|| PickerConfig {
+        piece_len_bytes: shared.piece_len,
+        neighbours_wanted,
+        seed,
+        ..PickerConfig::default()
+    });
     let announce = AnnounceConfig { seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
     let upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
     Host::new(at, shared, picker, announce, upload)

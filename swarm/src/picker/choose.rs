@@ -138,19 +138,29 @@ impl Picker {
         if missing == 0 || missing > ENDGAME_PIECES_MAX || missing > self.outstanding || self.duplicates >= budget {
             return;
         }
-        let asked: BTreeSet<u32> = self.deadlines.iter().map(|(_, p, _)| *p).filter(|p| self.rarity.is_wanted(*p)).collect();
+        let asked: BTreeSet<u32> =
+            self.deadlines.iter().map(|(_, p, _)| *p).filter(|p| self.rarity.is_wanted(*p)).collect();
         if (asked.len() as u32) < missing {
             return;
         }
         let late = Duration::from_secs_f64((self.meter.answer_s * LATE_FACTOR).min(3_600.0)).max(LATE_MIN);
         let mut best: Option<(f64, usize, u32)> = None;
         for (_, piece, holder) in &self.deadlines {
-            let Some(asked) = self.peers.get(*holder).and_then(|p| p.asked.iter().find(|a| a.piece == *piece)) else { continue };
-            if asked.at + late > now || !self.rarity.is_wanted(*piece) || self.rarity.get(*piece).is_none_or(|p| p.asked != 1) {
+            let Some(asked) = self.peers.get(*holder).and_then(|p| p.asked.iter().find(|a| a.piece == *piece)) else {
+                continue;
+            };
+            if asked.at + late > now
+                || !self.rarity.is_wanted(*piece)
+                || self.rarity.get(*piece).is_none_or(|p| p.asked != 1)
+            {
                 continue;
             }
             for (slot, peer) in self.peers.iter() {
-                if slot != *holder && peer.pause_until <= now && peer.have.contains(PieceIndex(*piece)) && !peer.asked.iter().any(|a| a.piece == *piece) {
+                if slot != *holder
+                    && peer.pause_until <= now
+                    && peer.have.contains(PieceIndex(*piece))
+                    && !peer.asked.iter().any(|a| a.piece == *piece)
+                {
                     let wait = peer.wait_s(now, self.config.piece_len_bytes, self.typical);
                     if best.is_none_or(|(least, ..)| wait < least) {
                         best = Some((wait, slot, *piece));
@@ -168,7 +178,11 @@ impl Picker {
     /// The speed taken for neighbours of which nothing is known: what the known ones have on average.
     pub(super) fn learn_typical(&mut self, capacity: f64) {
         if capacity > 0.0 {
-            self.typical = if self.typical == TYPICAL_BYTES_PER_S { capacity } else { self.typical.mul_add(0.95, capacity * 0.05) };
+            self.typical = if self.typical == TYPICAL_BYTES_PER_S {
+                capacity
+            } else {
+                self.typical.mul_add(0.95, capacity * 0.05)
+            };
         }
     }
 

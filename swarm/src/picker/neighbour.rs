@@ -98,8 +98,11 @@ impl Neighbour {
     pub(super) fn answered(&mut self, now: Time, asked_at: Time, bytes: u32) {
         let began = asked_at.max(self.last_good);
         let sample = f64::from(bytes) / now.since(began).as_secs_f64().max(1e-6);
-        self.speed_bytes_per_s =
-            if self.speed_bytes_per_s == 0.0 { sample } else { self.speed_bytes_per_s.mul_add(1.0 - NEW_WEIGHT, sample * NEW_WEIGHT) };
+        self.speed_bytes_per_s = if self.speed_bytes_per_s == 0.0 {
+            sample
+        } else {
+            self.speed_bytes_per_s.mul_add(1.0 - NEW_WEIGHT, sample * NEW_WEIGHT)
+        };
         self.last_good = now;
         self.failures = 0;
         self.silences = 0;
@@ -167,10 +170,12 @@ impl Meter {
     pub(super) fn add(&mut self, now: Time, bytes: u32, took: Duration) {
         let age = now.since(self.at).as_secs_f64();
         self.bytes = self.bytes.mul_add((-age / Self::FADE_S).exp(), f64::from(bytes));
-        self.peak_bytes_per_s = (self.peak_bytes_per_s * (-age / Self::PEAK_FADE_S).exp()).max(self.bytes / Self::FADE_S);
+        self.peak_bytes_per_s =
+            (self.peak_bytes_per_s * (-age / Self::PEAK_FADE_S).exp()).max(self.bytes / Self::FADE_S);
         self.at = now;
         let took = took.as_secs_f64();
-        self.answer_s = if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
+        self.answer_s =
+            if self.answer_s == 0.0 { took } else { self.answer_s.mul_add(1.0 - NEW_WEIGHT, took * NEW_WEIGHT) };
     }
 
     /// An answer came after the request had been given up.

@@ -207,8 +207,14 @@ impl Graph {
         let mut given = Vec::new();
         let Some(member) = self.members.get_mut(&host) else { return given };
         for (seed, hosts) in &mut self.seeds {
-            let full = hosts.len() >= rules.seed_degree_max as usize || member.neighbours.len() >= rules.degree_max as usize;
-            if !full && *seed != host && !member.avoid.contains(seed) && !rules.excluded.contains(seed) && hosts.insert(host) {
+            let full =
+                hosts.len() >= rules.seed_degree_max as usize || member.neighbours.len() >= rules.degree_max as usize;
+            if !full
+                && *seed != host
+                && !member.avoid.contains(seed)
+                && !rules.excluded.contains(seed)
+                && hosts.insert(host)
+            {
                 member.neighbours.insert(*seed);
                 given.push(*seed);
             }
@@ -292,7 +298,10 @@ impl Graph {
             for other in &member.neighbours {
                 let back = match self.seeds.get(other) {
                     Some(hosts) => hosts.contains(host),
-                    None => self.members.get(other).is_some_and(|m| m.neighbours.contains(host) && m.generation == member.generation),
+                    None => self
+                        .members
+                        .get(other)
+                        .is_some_and(|m| m.neighbours.contains(host) && m.generation == member.generation),
                 };
                 if !back || other == host {
                     return Err("an edge has one end, or joins two generations");
@@ -310,9 +319,10 @@ impl Graph {
         if self.all.len() != self.members.len() || self.near.values().map(Vec::len).sum::<usize>() != self.all.len() {
             return Err("the members are not listed once each");
         }
-        let bounded = self.seeds.values().all(|hosts| {
-            hosts.len() <= seed_degree_max as usize && hosts.iter().all(|h| self.members.contains_key(h))
-        });
+        let bounded = self
+            .seeds
+            .values()
+            .all(|hosts| hosts.len() <= seed_degree_max as usize && hosts.iter().all(|h| self.members.contains_key(h)));
         if bounded { Ok(()) } else { Err("a seed has too many neighbours, or one that is gone") }
     }
 }

@@ -50,9 +50,9 @@ impl Scheduler {
 
     /// Whether hosts may be missing that hold what the origin would be asked for.
     fn in_grace(&self, now: Time) -> bool {
-        let most_are_back = self.expected_hosts.is_some_and(|expected| {
-            u64::from(self.inventories_done) * 10 >= u64::from(expected) * MOST_IN_TEN
-        });
+        let most_are_back = self
+            .expected_hosts
+            .is_some_and(|expected| u64::from(self.inventories_done) * 10 >= u64::from(expected) * MOST_IN_TEN);
         now < self.started + self.config.lease_grace && !most_are_back
     }
 
@@ -90,7 +90,9 @@ impl Scheduler {
         if !held && self.in_grace(now) {
             return Start::NotYet;
         }
-        let any_waiting = || task.openers.iter().filter(|(_, o)| !o.refused).min_by_key(|(_, o)| (!o.waiting, o.order)).map(|(h, _)| *h);
+        let any_waiting = || {
+            task.openers.iter().filter(|(_, o)| !o.refused).min_by_key(|(_, o)| (!o.waiting, o.order)).map(|(h, _)| *h)
+        };
         match task.next_lender().or_else(|| held.then(any_waiting).flatten()) {
             Some(on_behalf_of) => Start::Now { on_behalf_of },
             None => Start::Never,
@@ -167,14 +169,19 @@ impl Scheduler {
             match task.openers.get_mut(&on_behalf_of) {
                 Some(opener) if opener.waiting => {
                     task.openers.remove(&on_behalf_of);
-                    actions.push(SchedulerAction::Refuse { host: on_behalf_of, task: id, why: RefuseReason::SeedFailed });
+                    actions.push(SchedulerAction::Refuse {
+                        host: on_behalf_of,
+                        task: id,
+                        why: RefuseReason::SeedFailed,
+                    });
                 }
                 // Credentials that ran out in the middle: it may go on, with what another's credentials fetch.
                 Some(opener) => opener.refused = true,
                 None => {}
             }
         }
-        let incomplete = task.openers.iter().any(|(host, o)| o.waiting || task.graph.get(*host).is_none_or(|m| m.downloading));
+        let incomplete =
+            task.openers.iter().any(|(host, o)| o.waiting || task.graph.get(*host).is_none_or(|m| m.downloading));
         if credentials_refused && task.next_lender().is_some() {
             if incomplete {
                 self.enqueue(id);
@@ -252,7 +259,8 @@ impl Scheduler {
             if paid > now { paid } else { grace_ends }
         });
         let queue = queue.filter(|at| *at > now);
-        let timers = [self.starting.first().map(|(at, _)| *at), self.idle.first().map(|(at, _)| *at), self.late_news_at, queue];
+        let timers =
+            [self.starting.first().map(|(at, _)| *at), self.idle.first().map(|(at, _)| *at), self.late_news_at, queue];
         if let Some(next) = timers.into_iter().flatten().min()
             && self.armed.is_none_or(|armed| next < armed)
         {

@@ -125,7 +125,10 @@ impl Model {
                     prop_assert!(self.verifiable.contains(&p), "{piece} cannot be verified");
                     prop_assert!(!self.stored.contains(&p), "{piece} is stored");
                     prop_assert!(self.wants(p), "{piece} is not wanted");
-                    prop_assert!(self.joined.contains(peer) && !self.distrusted.contains(peer), "{peer:?} is no neighbour");
+                    prop_assert!(
+                        self.joined.contains(peer) && !self.distrusted.contains(peer),
+                        "{peer:?} is no neighbour"
+                    );
                     prop_assert!(self.have.get(peer).is_some_and(|h| h.contains(&p)), "{peer:?} does not have {piece}");
                     prop_assert!(*expires >= config.request_expiry);
                     if self.asked.iter().any(|(q, _)| *q == p) {
@@ -270,7 +273,13 @@ fn hosts_break_ties_differently() {
         let peer = HostId::new(1);
         picker.handle(Time::default(), PickerEvent::Verifiable { pieces: PieceSet::full(500) }, &mut actions);
         picker.handle(Time::default(), PickerEvent::Joined { peer, seed: false }, &mut actions);
-        let have = PickerEvent::Have { peer, added: PieceSet::full(500), replaces: true, queued_bytes: 0, upload_bytes_per_s: 0 };
+        let have = PickerEvent::Have {
+            peer,
+            added: PieceSet::full(500),
+            replaces: true,
+            queued_bytes: 0,
+            upload_bytes_per_s: 0,
+        };
         picker.handle(Time::default(), have, &mut actions);
         actions.iter().find_map(|a| match a {
             PickerAction::Request { piece, .. } => Some(piece.0),

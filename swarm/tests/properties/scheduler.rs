@@ -4,7 +4,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proto::{Generation, HostId, PieceIndex, TaskId};
 use swarm::{
-    HostFacts, InventoryItem, RefuseReason, Scheduler, SchedulerAction, SchedulerConfig, SchedulerEvent, Time, invariants,
+    HostFacts, InventoryItem, RefuseReason, Scheduler, SchedulerAction, SchedulerConfig, SchedulerEvent, Time,
+    invariants,
 };
 
 const SEED: HostId = HostId::new(1_000);
@@ -55,7 +56,11 @@ impl World {
     }
 
     fn join(&mut self, host: u128, seed: bool, idc: &str) {
-        self.handle(SchedulerEvent::HostJoined { host: HostId::new(host), facts: facts(seed, idc), inventory_total: 0 });
+        self.handle(SchedulerEvent::HostJoined {
+            host: HostId::new(host),
+            facts: facts(seed, idc),
+            inventory_total: 0,
+        });
     }
 
     fn pass(&mut self, time: Duration) -> Vec<SchedulerAction> {
@@ -126,11 +131,21 @@ fn event_of(op: Op) -> Result<SchedulerEvent, u64> {
     Ok(match op {
         Op::Join(h, idc) => {
             let idc = ["a", "b", ""][usize::from(idc)];
-            SchedulerEvent::HostJoined { host: host(h), facts: facts(false, idc), inventory_total: u32::from(h % 2 == 0) }
+            SchedulerEvent::HostJoined {
+                host: host(h),
+                facts: facts(false, idc),
+                inventory_total: u32::from(h % 2 == 0),
+            }
         }
         Op::Leave(h) => SchedulerEvent::HostLeft { host: host(h) },
         Op::Inventory(h, t, g, complete, pieces) => {
-            let item = InventoryItem { task: task(t), generation: Generation::unique(g), complete, downloading: !complete, pieces };
+            let item = InventoryItem {
+                task: task(t),
+                generation: Generation::unique(g),
+                complete,
+                downloading: !complete,
+                pieces,
+            };
             SchedulerEvent::Inventory { host: host(h), items: vec![item], last: true }
         }
         Op::Open(h, t, content_addressed, never_origin) => SchedulerEvent::Open {
@@ -143,9 +158,13 @@ fn event_of(op: Op) -> Result<SchedulerEvent, u64> {
             priority: u32::try_from(h % 7).expect("small"),
         },
         Op::Close(h, t, complete) => SchedulerEvent::Close { host: host(h), task: task(t), complete },
-        Op::Progress(h, t, g, pieces) => {
-            SchedulerEvent::Progress { host: host(h), task: task(t), generation: Generation::unique(g), pieces, neighbours: 3 }
-        }
+        Op::Progress(h, t, g, pieces) => SchedulerEvent::Progress {
+            host: host(h),
+            task: task(t),
+            generation: Generation::unique(g),
+            pieces,
+            neighbours: 3,
+        },
         Op::Need(h, t, g, wanted, unreachable) => SchedulerEvent::NeedPeers {
             host: host(h),
             task: task(t),
@@ -260,7 +279,8 @@ fn many_hosts_form_one_random_graph_of_bounded_degree() {
     for start in [0, 300, 599] {
         let mut reached = BTreeSet::from([HostId::new(start)]);
         for _ in 0..4 {
-            let next: Vec<HostId> = reached.iter().filter_map(|h| edges.get(h)).flatten().copied().filter(|h| *h != SEED).collect();
+            let next: Vec<HostId> =
+                reached.iter().filter_map(|h| edges.get(h)).flatten().copied().filter(|h| *h != SEED).collect();
             reached.extend(next);
         }
         assert_eq!(reached.len(), 600);
@@ -276,7 +296,11 @@ fn the_origin_is_read_for_one_host_and_with_the_next_ones_credentials_when_refus
     assert_eq!(started(&world.handle(open(0, 1))), [(HostId::new(0), vec![])]);
     assert!(started(&world.handle(open(1, 1))).is_empty());
     assert!(started(&world.handle(open(2, 1))).is_empty());
-    let failed = |host, credentials_refused| SchedulerEvent::SeedFailed { task: task(1), on_behalf_of: HostId::new(host), credentials_refused };
+    let failed = |host, credentials_refused| SchedulerEvent::SeedFailed {
+        task: task(1),
+        on_behalf_of: HostId::new(host),
+        credentials_refused,
+    };
     let actions = world.handle(failed(0, true));
     assert_eq!(refused(&actions), [(HostId::new(0), RefuseReason::SeedFailed)]);
     assert_eq!(started(&actions), [(HostId::new(1), vec![])]);
@@ -297,7 +321,13 @@ fn a_restarted_scheduler_waits_for_those_who_hold_it() {
     assert!(started(&world.handle(open(1, 1))).is_empty());
     // A host comes back that holds all of it: the seed fetches from there, at once.
     world.join(2, false, "a");
-    let item = InventoryItem { task: task(1), generation: Generation::unique(1), complete: true, downloading: false, pieces: 10 };
+    let item = InventoryItem {
+        task: task(1),
+        generation: Generation::unique(1),
+        complete: true,
+        downloading: false,
+        pieces: 10,
+    };
     let actions = world.handle(SchedulerEvent::Inventory { host: HostId::new(2), items: vec![item], last: true });
     assert_eq!(started(&actions), [(HostId::new(1), vec![HostId::new(2)])]);
     // Nobody holds the other: only when the time is up.
@@ -361,10 +391,14 @@ fn one_liar_cannot_exclude_anybody_but_several_reports_can() {
     assert!(world.scheduler.is_excluded(HostId::new(5)));
     world.join(7, false, "a");
     let given = world.handle(open(7, 1));
-    let peers: Vec<HostId> = given.iter().filter_map(|a| match a {
-        SchedulerAction::Peers { host, peers, .. } if *host == HostId::new(7) => Some(peers.clone()),
-        _ => None,
-    }).flatten().collect();
+    let peers: Vec<HostId> = given
+        .iter()
+        .filter_map(|a| match a {
+            SchedulerAction::Peers { host, peers, .. } if *host == HostId::new(7) => Some(peers.clone()),
+            _ => None,
+        })
+        .flatten()
+        .collect();
     assert!(peers.len() > 4 && !peers.contains(&HostId::new(5)), "{peers:?}");
 }
 
