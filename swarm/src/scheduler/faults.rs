@@ -26,7 +26,13 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn quarantine(&mut self, now: Time, id: TaskId, generation: Generation, actions: &mut Vec<SchedulerAction>) {
+    pub(super) fn quarantine(
+        &mut self,
+        now: Time,
+        id: TaskId,
+        generation: Generation,
+        actions: &mut Vec<SchedulerAction>,
+    ) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let holders: Vec<HostId> =
             task.graph.iter().filter(|(_, m)| m.generation == generation).map(|(host, _)| host).collect();
