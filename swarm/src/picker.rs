@@ -208,7 +208,7 @@ const DISTRUSTED_MAX: usize = 4_096;
 impl Default for PickerConfig {
     fn default() -> Self {
         Self {
-            // Windows of 32 pieces and more cost nothing against any order (docs: what a mesh can reach).
+            // Windows of 32 pieces and more cost nothing against any order (simulated).
             window_pieces: 64,
             piece_len_bytes: proto::PIECE_LEN_UNKNOWN,
             // A lone neighbour on a fast or long link needs this many to keep it busy.
@@ -465,7 +465,6 @@ impl Picker {
             }
             Outcome::Bad => {
                 actions.push(PickerAction::Distrust { peer, piece: PieceIndex(piece) });
-                self.refresh(piece);
                 self.drop_peer(peer);
                 if self.distrusted.len() >= DISTRUSTED_MAX {
                     self.distrusted.pop_first();

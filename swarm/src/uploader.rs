@@ -352,7 +352,15 @@ impl Uploader {
                 self.turns.len() == self.waiting.len() && self.turns.iter().all(|p| self.waiting.contains_key(p)),
                 "the turns do not name each waiting neighbour once",
             ),
-            (count == 0 || self.active.len() == self.config.slots as usize, "a slot is free although requests wait"),
+            (
+                self.active.len() == self.config.slots as usize
+                    || self
+                        .waiting
+                        .values()
+                        .flatten()
+                        .all(|w| self.copies.get(&(w.task, w.piece)) == Some(&SAME_PIECE_MAX)),
+                "a slot is free although a request waits that could be served",
+            ),
         ];
         rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, broken)| Err(*broken))
     }

@@ -46,13 +46,16 @@ pub struct Args {
     /// Print on standard error how links and queues are used.
     #[arg(long)]
     timeline: bool,
-    /// Length of a tick in microseconds.
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=100_000))]
-    tick_us: u64,
+    /// Length of a tick in microseconds; 1000 when not given, 10000 with `--policy direct`, where a run is long.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(100..=100_000))]
+    tick_us: Option<u64>,
     /// One-way latency of every message in microseconds; at least 1000.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1_000..=10_000_000))]
     latency_us: u64,
 }
+
+/// Length of a tick when one link decides everything and the run is a thousand times as long.
+const DIRECT_TICK_US: u64 = 10_000;
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         reader: args.reader,
         faults: args.faults,
         seed: args.seed,
-        tick_us: args.tick_us,
+        tick_us: args.tick_us.unwrap_or(if args.policy == Policy::Direct { DIRECT_TICK_US } else { 1_000 }),
         latency_us: args.latency_us,
         timeline: args.timeline,
         check_every_ticks: 0,

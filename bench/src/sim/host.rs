@@ -270,11 +270,12 @@ impl Host {
             }
             Body::Have { added, replaces, queued_bytes, upload_bytes_per_s } if self.peers.contains(&from) => {
                 self.announce(net, AnnounceEvent::PeerHas { peer, added: added.clone() });
-                let event = PickerEvent::Have { peer, added, replaces, queued_bytes, upload_bytes_per_s };
-                self.picker_event(shared, net, event);
+                self.picker_event(
+                    shared,
+                    net,
+                    PickerEvent::Have { peer, added, replaces, queued_bytes, upload_bytes_per_s },
+                );
             }
-            // From somebody who is no neighbour any more.
-            Body::Have { .. } => {}
             Body::Request { id, piece, expires_ms } => {
                 if !self.peers.contains(&from) {
                     net.send(self.at, from, Body::Reset);
@@ -314,7 +315,7 @@ impl Host {
                     }
                 }
             }
-            // The rest is for the supernode, or for the world.
+            // The rest is for the supernode, for the world, or from a host that is no neighbour any more.
             _ => {}
         }
     }

@@ -20,10 +20,11 @@ const START_WITHIN_US: u64 = 100_000;
 const RETURN_WITHIN_US: u64 = 1_000_000;
 /// A seed whose link idles is told so this often.
 const IDLE_EVERY_TICKS: u64 = 2;
-/// A run that takes this many times the limit has failed.
 /// Lines of the timeline are so far apart.
 const TIMELINE_EVERY_US: u64 = 250_000;
+/// A run that takes this many times the limit, and a minute, has failed.
 const GIVE_UP_FACTOR: f64 = 12.0;
+const GIVE_UP_AFTER_US: u64 = 60_000_000;
 
 /// What is done to the swarm, and when.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +144,8 @@ impl World {
         self.hosts[SEED].alive = true;
         self.supernode.seed_joins(&self.shared, &mut self.net, &mut self.hosts[SEED]);
         self.write_script();
-        let give_up_us = (self.config.limit_s() * GIVE_UP_FACTOR * 1e6) as u64
+        let give_up_us = GIVE_UP_AFTER_US
+            + (self.config.limit_s() * GIVE_UP_FACTOR * 1e6) as u64
             + if self.config.policy == Policy::Direct { (self.config.direct_s() * 2e6) as u64 } else { 0 };
         let tick = Duration::from_micros(self.config.tick_us);
         let mut arrived = Vec::new();
@@ -264,9 +266,9 @@ impl World {
             Script::Resume(host) => self.net.set_stalled(host, false),
             Script::SupernodeDies => {
                 self.supernode.up = false;
-                for (at, host) in self.hosts.iter_mut().enumerate().skip(1) {
+                for host in self.hosts.iter_mut().skip(1) {
                     if std::mem::replace(&mut host.session, false) {
-                        self.net.send(SEED, at, Body::SessionLost);
+                        self.net.send(SEED, host.at, Body::SessionLost);
                     }
                 }
             }
@@ -352,20 +354,6 @@ impl World {
         let mut finished: Vec<f64> =
             honest.iter().filter_map(|h| h.finished_at).map(|at| at.since(Time::default()).as_secs_f64()).collect();
         finished.sort_by(f64::total_cmp);
-        if std::env::var("TAIL").is_ok() {
-            let mut v: Vec<_> = honest
-                .iter()
-                .map(|h| (h.finished_at, h.neighbours().len(), h.at, h.neighbours().contains(&0)))
-                .collect();
-            v.sort();
-            for x in v.iter().rev().take(25) {
-                eprintln!("{x:?}");
-            }
-            eprintln!("--");
-            for x in v.iter().step_by(40) {
-                eprintln!("{x:?}");
-            }
-        }
         let size = self.config.size_bytes as f64;
         let (seed_sent, _) = self.net.carried(SEED);
         fold(&mut self.tally.trace, [self.net.events, finished.len() as u64, seed_sent as u64, 0]);
@@ -408,22 +396,15 @@ fn deliver(
 fn make_host(at: usize, config: &SimConfig, shared: &Shared, direct: bool) -> Host {
     // The low bits of the ids are alike from host to host; what the seeds need is that they differ.
     let seed = (id_of(at).bits() >> 32) as u64 ^ config.seed.wrapping_mul(0x9e37_79b9);
-    let picker =
-        (at != SEED).then(|| PickerConfig { piece_len_bytes: shared.piece_len, seed, ..PickerConfig::default() });
-    let announce = AnnounceConfig {
-        coalesce: Duration::from_millis(std::env::var("COAL").ok().and_then(|v| v.parse().ok()).unwrap_or(40)),
-        seed: at == SEED && !direct,
-        seed_bits: seed,
-        ..AnnounceConfig::default()
-    };
-    let mut upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
-    let tune = |n: &str, d: u32| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-    if at != SEED {
-        upload.queue_max = tune("QMAX", 256);
-        upload.slots = tune("SLOTS", 16);
-        upload.queue_per_peer_max = tune("QPP", 16);
-    } else {
-        upload.slots = tune("SSLOTS", 32);
-    }
+    // Who is given few neighbours must not ask for more: the point is to see what few do.
+    let neighbours_wanted = PickerConfig::default().neighbours_wanted.min(config.neighbours.div_ceil(2));
+    let picker = (at != SEED).then(|| PickerConfig {
+        piece_len_bytes: shared.piece_len,
+        neighbours_wanted,
+        seed,
+        ..PickerConfig::default()
+    });
+    let announce = AnnounceConfig { seed: at == SEED && !direct, seed_bits: seed, ..AnnounceConfig::default() };
+    let upload = if at == SEED { UploadConfig::for_seed() } else { UploadConfig::default() };
     Host::new(at, shared, picker, announce, upload)
 }

@@ -24,6 +24,8 @@ const LATE_FACTOR: f64 = 2.0;
 const LATE_MIN: Duration = Duration::from_millis(100);
 /// A request may wait for so many times the usual time of an answer, when that is more than the configured expiry.
 const EXPIRY_FACTOR: f64 = 4.0;
+/// Before anything has been answered a request may wait for so many times the configured expiry.
+const FIRST_EXPIRY_FACTOR: u32 = 3;
 /// Taken for the speed of a neighbour of which nothing is known, when nothing is known of any: 100 Mb/s.
 const TYPICAL_BYTES_PER_S: f64 = 12_500_000.0;
 
@@ -120,7 +122,12 @@ impl Picker {
 
     /// Twice as long after each round of expiries without a piece, so that a link slower than was thought gets there.
     pub(super) fn expiry(&self) -> Duration {
-        let usual = Duration::from_secs_f64((self.meter.answer_s * EXPIRY_FACTOR).min(3_600.0));
+        let usual = if self.meter.answer_s == 0.0 {
+            // Nothing has come yet: the link may be slow.
+            self.config.request_expiry * FIRST_EXPIRY_FACTOR
+        } else {
+            Duration::from_secs_f64((self.meter.answer_s * EXPIRY_FACTOR).min(3_600.0))
+        };
         self.config.request_expiry.max(usual).saturating_mul(1 << self.patience)
     }
 

@@ -145,7 +145,7 @@ impl Model {
                     prop_assert!(self.asked.remove(&(piece.0, *peer)), "{piece} was not asked for at {peer:?}");
                 }
                 PickerAction::Complete => {
-                    let all = (0..self.count.expect("known")).all(|p| !self.wants(p) || self.stored.contains(&p));
+                    let all = (0..self.count.unwrap_or(PIECES)).all(|p| !self.wants(p) || self.stored.contains(&p));
                     prop_assert!(all, "not complete");
                 }
                 _ => {}
