@@ -293,7 +293,14 @@ impl NodeConfig {
                 ..PickerConfig::default()
             },
             announce: AnnounceConfig { seed: self.seed, ..AnnounceConfig::default() },
-            upload: UploadConfig { slots: self.peer.upload_slots, ..UploadConfig::default() },
+            upload: if self.seed {
+                UploadConfig {
+                    slots: self.peer.upload_slots.max(UploadConfig::for_seed().slots),
+                    ..UploadConfig::for_seed()
+                }
+            } else {
+                UploadConfig { slots: self.peer.upload_slots, ..UploadConfig::default() }
+            },
             data_connections_per_peer: self.peer.data_connections,
             receive_buffer_bytes: self.peer.receive_buffer.as_usize(),
             upload_rate_per_peer: self.rates.upload_per_peer.limit_bytes_per_s(),

@@ -43,6 +43,10 @@ pub(crate) const fn anywhere(what: &'static str, check: fn(&Run) -> CaseResult) 
     Case { what, needs_root: false, check }
 }
 
+/// Cases that are not reliable yet, by the beginning of their row, and why. They run when `SKIMMER_QUARANTINED` is
+/// set. A case leaves this list by passing ten times in a row.
+const QUARANTINED: &[(&str, &str)] = &[];
+
 struct Arguments {
     json: bool,
     rows: Option<PathBuf>,
@@ -115,6 +119,11 @@ fn run(case: &Case) -> serde_json::Value {
 }
 
 fn attempt(case: &Case) -> Result<Outcome, String> {
+    if let Some((_, why)) = QUARANTINED.iter().find(|(what, _)| case.what.starts_with(what))
+        && std::env::var_os("SKIMMER_QUARANTINED").is_none()
+    {
+        return Ok(Outcome::Skipped(format!("in quarantine: {why}")));
+    }
     if case.needs_root && !harness::is_root() {
         return Ok(Outcome::Skipped("needs root for network namespaces and container runtimes".into()));
     }

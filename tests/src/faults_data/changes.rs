@@ -61,8 +61,13 @@ impl Bed {
     }
 }
 
+/// What an origin does from now on.
+type Trick = fn(&mut Behaviour);
+/// The same, when it depends on what was served before.
+type Change = fn(&mut Behaviour, &Bed);
+
 /// One misbehaviour after another, each under a URL of its own, by every way.
-fn each(run: &Run, cases: &[(&str, fn(&mut Behaviour, &Bed))]) -> CaseResult {
+fn each(run: &Run, cases: &[(&str, Change)]) -> CaseResult {
     let mut problems = Vec::new();
     for way in WAYS {
         for (name, misbehave) in cases {
@@ -140,7 +145,7 @@ pub(super) fn behind_its_validators(run: &Run) -> CaseResult {
 
 pub(super) fn drops(run: &Run) -> CaseResult {
     let mut problems = Vec::new();
-    let cases: [(&str, fn(&mut Behaviour)); 4] = [
+    let cases: [(&str, Trick); 4] = [
         ("once", |b| (b.drop_after, b.drops_left) = (Some(HALF), 1)),
         ("three times", |b| (b.drop_after, b.drops_left) = (Some(HALF / 2), 3)),
         ("once, without a length", |b| {
@@ -197,7 +202,7 @@ pub(super) fn lies_about_length(run: &Run) -> CaseResult {
 
 pub(super) fn ranges(run: &Run) -> CaseResult {
     let mut problems = Vec::new();
-    let cases: [(&str, fn(&mut Behaviour)); 2] =
+    let cases: [(&str, Trick); 2] =
         [("ignores ranges", |b| b.ignore_range = true), ("answers 200 with the range alone", |b| b.ok_to_range = true)];
     for (name, misbehave) in cases {
         let bed = Bed::new(run)?;
