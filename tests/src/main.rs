@@ -11,12 +11,15 @@ mod clients_direct;
 mod clients_intercept;
 mod clients_mirror;
 mod clients_proxy;
+mod credentials;
 mod docs;
 mod faults_data;
 mod faults_nodes;
 mod limits;
 mod origins;
+mod ranges;
 mod runner;
+mod store_limits;
 mod testbed;
 
 fn main() -> std::process::ExitCode {
@@ -31,6 +34,9 @@ fn main() -> std::process::ExitCode {
         faults_data::cases(),
         faults_nodes::cases(),
         limits::cases(),
+        credentials::cases(),
+        ranges::cases(),
+        store_limits::cases(),
     ];
     runner::main(suites.into_iter().flatten().collect())
 }
