@@ -377,7 +377,7 @@ fn odd_lengths(run: &Run) -> CaseResult {
             for args in [vec![], vec!["--digest", digest.as_str()]] {
                 let finished = probe::dfget(daemon, &url, &output, &args)?;
                 problems.note(&what("dfget"), {
-                    let ended = ensure_ok(finished.status.success(), || finished.stderr.clone());
+                    let ended = ensure_ok(finished.status.success(), || probe::said(&finished));
                     ended.and_then(|()| same(&fs::read(&output)?, &content))
                 });
             }
@@ -408,7 +408,7 @@ fn chunked(run: &Run) -> CaseResult {
             );
             let output = run.data_dir("output")?.join("file");
             let finished = probe::dfget(daemon, &origin.url("dfget"), &output, &[])?;
-            let ended = ensure_ok(finished.status.success(), || finished.stderr.clone());
+            let ended = ensure_ok(finished.status.success(), || probe::said(&finished));
             problems.note(&what("dfget"), ended.and_then(|()| same(&fs::read(&output)?, &content)));
             if length > 5 {
                 let last = length as u64 - 2;
@@ -453,7 +453,7 @@ fn encoded(run: &Run) -> CaseResult {
         problems.note("curl --compressed", same(&decoded.body, &plain));
         let output = run.data_dir("output")?.join("file");
         let finished = probe::dfget(daemon, &origin.url("dfget"), &output, &[])?;
-        let ended = ensure_ok(finished.status.success(), || finished.stderr.clone());
+        let ended = ensure_ok(finished.status.success(), || probe::said(&finished));
         problems.note("dfget", ended.and_then(|()| same(&fs::read(&output)?, &gzipped)));
     }
     problems.result()
@@ -479,7 +479,7 @@ fn dfget_ranges(run: &Run) -> CaseResult {
             let output = run.data_dir("output")?.join("file");
             let range = format!("{first}-{last}");
             let finished = probe::dfget(daemon, &url, &output, &["--range", &range])?;
-            let ended = ensure_ok(finished.status.success(), || finished.stderr.clone());
+            let ended = ensure_ok(finished.status.success(), || probe::said(&finished));
             let expected = &content[first as usize..=last.min(end - 1) as usize];
             problems.note(&range, ended.and_then(|()| same(&fs::read(&output)?, expected)));
         }
@@ -493,7 +493,7 @@ fn dfget_ranges(run: &Run) -> CaseResult {
     for (first, last) in [(end / 2, end - 1), (0, end / 2 - 1)] {
         let args = ["--range", &format!("{first}-{last}"), "--original-offset"];
         let finished = probe::dfget(&bed.cluster.daemons[1], &url, &output, &args)?;
-        problems.note("--original-offset", ensure_ok(finished.status.success(), || finished.stderr.clone()));
+        problems.note("--original-offset", ensure_ok(finished.status.success(), || probe::said(&finished)));
     }
     problems.note("--original-offset", same(&fs::read(&output).unwrap_or_default(), &content));
     problems.result()

@@ -83,7 +83,7 @@ fn wrong_digests(run: &Run) -> CaseResult {
         for (daemon, args) in [(0, args(&right)), (1, args(&right)), (0, Vec::new()), (1, Vec::new())] {
             let args: Vec<&str> = args.iter().map(String::as_str).collect();
             let finished = probe::dfget(&cluster.daemons[daemon], &url, &output, &args)?;
-            ensure!(finished.status.success(), "{algorithm:?}, the right one: {}", finished.stderr);
+            ensure!(finished.status.success(), "{algorithm:?}, the right one: {}", probe::said(&finished));
             same(&fs::read(&output)?, &content)?;
         }
         for node in cluster.daemons.iter().chain(&cluster.supernodes) {

@@ -117,7 +117,7 @@ pub(super) fn allowed(run: &Run) -> CaseResult {
     let cluster = probe::cluster(&net, run, &["h1"], "[guard]\nallow_loopback = true\n", "")?;
     let output = run.data_dir("output")?.join("file");
     let finished = probe::dfget(&cluster.daemons[0], &private.url("127.0.0.1"), &output, &[])?;
-    ensure!(finished.status.success() && private.asked() > 0, "{}", finished.stderr);
+    ensure!(finished.status.success() && private.asked() > 0, "{}", probe::said(&finished));
     ensure!(std::fs::read(&output)? == SECRET.as_bytes(), "another file came");
     // One class is allowed, and no other.
     let asked = private.asked();

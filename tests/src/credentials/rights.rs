@@ -102,7 +102,7 @@ pub(super) fn files(run: &Run) -> CaseResult {
         same(&proxied(daemon).header("Authorization", &ann).get(&url)?.body, &content)?;
         let output = run.data_dir("output")?.join("file");
         let finished = probe::dfget(daemon, &url, &output, &["-H", &format!("Authorization: {ann}")])?;
-        ensure!(finished.status.success(), "dfget with credentials: {}", finished.stderr);
+        ensure!(finished.status.success(), "dfget with credentials: {}", probe::said(&finished));
         same(&fs::read(&output)?, &content)?;
         refuse().with_context(|| format!("after, {}", daemon.host().name()))?;
     }

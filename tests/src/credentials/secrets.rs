@@ -33,7 +33,7 @@ pub(super) fn redirects(run: &Run) -> CaseResult {
         let (authorization, cookie) = (format!("Authorization: {BEARER}"), format!("Cookie: {COOKIE}"));
         let args = ["-H", authorization.as_str(), "-H", cookie.as_str()];
         let finished = probe::dfget(daemon, &origin.url("dfget"), &output, &args)?;
-        ensure!(finished.status.success(), "dfget: {}", finished.stderr);
+        ensure!(finished.status.success(), "dfget: {}", probe::said(&finished));
         same(&fs::read(&output)?, &content)?;
     }
     let has = |request: &RogueRequest| {
@@ -81,7 +81,7 @@ pub(super) fn traces(run: &Run) -> CaseResult {
             [(&userinfo, &[]), (&origin.url(&signed), &[]), (&origin.url("header"), &["-H", &header])];
         for (url, args) in requests {
             let finished = probe::dfget(daemon, url, &output, args)?;
-            ensure!(finished.status.success(), "dfget {url}: {}", finished.stderr);
+            ensure!(finished.status.success(), "dfget {url}: {}", probe::said(&finished));
             let printed = String::from_utf8_lossy(&finished.stdout).into_owned() + &finished.stderr;
             ensure!(!printed.contains("kQ7-"), "dfget prints a secret: {printed}");
         }

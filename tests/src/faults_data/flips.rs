@@ -152,7 +152,7 @@ pub(super) fn by_dfget(run: &Run) -> CaseResult {
     bed.origin.behave(|b| b.flips_left = 0);
     for (host, output) in [(0, &existing), (1, &fresh)] {
         let finished = probe::dfget(&bed.cluster.daemons[host], &url, output, &["--digest", &digest])?;
-        ensure!(finished.status.success(), "the next try fails: {}", finished.stderr);
+        ensure!(finished.status.success(), "the next try fails: {}", probe::said(&finished));
         same(&fs::read(output)?, &bed.content)?;
     }
     Ok(Outcome::Passed)
@@ -177,7 +177,7 @@ pub(super) fn by_lone_dfget(run: &Run) -> CaseResult {
     ensure!(probe::code(&finished)? == 3, "exit {}: {}", finished.status, finished.stderr);
     ensure!(fs::read(&output)? == b"before", "the existing file was touched");
     let finished = get()?;
-    ensure!(finished.status.success(), "the next try fails: {}", finished.stderr);
+    ensure!(finished.status.success(), "the next try fails: {}", probe::said(&finished));
     same(&fs::read(&output)?, &content)?;
     // The testbed: curl sees the same.
     ensure!(Curl::new(&net.host("h1")).get(&origin.url("file"))?.body == content, "the origin is not right");

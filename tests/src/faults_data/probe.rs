@@ -96,6 +96,11 @@ pub(crate) fn dfget_result(finished: &Finished) -> Result<serde_json::Value> {
     serde_json::from_str(last).with_context(|| format!("dfget printed {last:?}"))
 }
 
+/// All that it printed.
+pub(crate) fn said(finished: &Finished) -> String {
+    format!("{}: {}{}", finished.status, String::from_utf8_lossy(&finished.stdout), finished.stderr)
+}
+
 /// The exit code; a signal is an error.
 pub(crate) fn code(finished: &Finished) -> Result<i32> {
     finished.status.code().with_context(|| format!("ended by a signal: {}", finished.status))

@@ -50,7 +50,7 @@ impl Bed {
         for _ in 0..2 {
             let output = run.data_dir("output")?.join("file");
             let finished = probe::dfget(self.daemon(), &url, &output, &[])?;
-            ensure!(finished.status.success(), "the store is of no use afterwards: {}", finished.stderr);
+            ensure!(finished.status.success(), "the store is of no use afterwards: {}", probe::said(&finished));
             same(&fs::read(&output)?, &content)?;
         }
         same(&probe::proxied(self.daemon()).get(&url)?.body, &content)
@@ -149,7 +149,7 @@ pub(super) fn not_a_byte(run: &Run) -> CaseResult {
     }
     fs::remove_file(filler)?;
     let finished = probe::dfget(bed.daemon(), &url, &output, &[])?;
-    ensure!(finished.status.success(), "with room again: {}", finished.stderr);
+    ensure!(finished.status.success(), "with room again: {}", probe::said(&finished));
     same(&fs::read(&output)?, &content)?;
     bed.is_usable(run, 642)?;
     Ok(Outcome::Passed)
@@ -162,7 +162,7 @@ pub(super) fn outputs(run: &Run) -> CaseResult {
     let serves = || -> anyhow::Result<()> {
         let output = run.data_dir("output")?.join("file");
         let finished = probe::dfget(bed.daemon(), &url, &output, &[])?;
-        ensure!(finished.status.success(), "afterwards: {}", finished.stderr);
+        ensure!(finished.status.success(), "afterwards: {}", probe::said(&finished));
         same(&fs::read(&output)?, &content)
     };
     // Warm and cold.
@@ -198,7 +198,7 @@ pub(super) fn outputs(run: &Run) -> CaseResult {
         let output = disk.path().join("out");
         open_up(run.path(), disk.path())?;
         let finished = as_nobody(&bed.net.host("h1"), bed.daemon(), &url, &output)?;
-        ensure!(finished.status.success(), "as another user: {} {}", finished.status, finished.stderr);
+        ensure!(finished.status.success(), "as another user: {}", finished.stderr);
         same(&fs::read(&output)?, &content)?;
         use std::os::unix::fs::MetadataExt;
         ensure!(fs::metadata(&output)?.uid() == NOBODY, "the output belongs to somebody else");
