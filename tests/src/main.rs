@@ -10,7 +10,9 @@ mod clients_common;
 mod clients_direct;
 mod clients_intercept;
 mod clients_mirror;
+mod clients_passthrough;
 mod clients_proxy;
+mod clients_setup;
 mod docs;
 mod faults_data;
 mod faults_nodes;
@@ -26,7 +28,9 @@ fn main() -> std::process::ExitCode {
         clients_direct::cases(),
         clients_intercept::cases(),
         clients_mirror::cases(),
+        clients_passthrough::cases(),
         clients_proxy::cases(),
+        clients_setup::cases(),
         docs::cases(),
         faults_data::cases(),
         faults_nodes::cases(),
