@@ -223,7 +223,7 @@ impl Scene {
     }
 
     /// The environment of a client that uses the proxy.
-    fn proxy_env(&self, daemon: &Daemon) -> Vec<(String, String)> {
+    pub(crate) fn proxy_env(&self, daemon: &Daemon) -> Vec<(String, String)> {
         let url = format!("http://{}", daemon.addr());
         let mut env: Vec<(String, String)> = Vec::new();
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
@@ -285,7 +285,7 @@ impl Scene {
     }
 
     /// podman's and skopeo's registries: the mirror first, or the registry as it is.
-    fn registries(&self, daemon: &Daemon) -> [PodmanMirror; 1] {
+    pub(crate) fn registries(&self, daemon: &Daemon) -> [PodmanMirror; 1] {
         let mirrors = match self.plot.way {
             Way::Mirror => vec![(daemon.mirror_of(self.registry.name()).to_string(), true)],
             _ => Vec::new(),
@@ -378,26 +378,31 @@ impl Scene {
 impl Puller {
     /// Pulls, and says what the runtime has afterwards.
     pub(crate) fn pull(&self) -> anyhow::Result<Pulled> {
+        self.pull_within(PULL)
+    }
+
+    /// Pulls within this time.
+    pub(crate) fn pull_within(&self, deadline: Duration) -> anyhow::Result<Pulled> {
         match &self.runtime {
-            Runtime::Docker(docker) => docker.pull(&self.reference, PULL),
+            Runtime::Docker(docker) => docker.pull(&self.reference, deadline),
             Runtime::Containerd { containerd, hosts, env } => {
                 let ctr = containerd.pulling(&self.reference, hosts, self.user);
-                env.iter().fold(ctr, |ctr, (name, value)| ctr.env(name, value)).run(PULL)?;
+                env.iter().fold(ctr, |ctr, (name, value)| ctr.env(name, value)).run(deadline)?;
                 containerd.read_back(&self.reference)
             }
             Runtime::Podman(podman) => {
                 // Logged in at the mirror, and so nobody to the registry itself.
-                podman.pull(&self.reference, self.user.filter(|_| self.way != Way::Mirror), PULL)
+                podman.pull(&self.reference, self.user.filter(|_| self.way != Way::Mirror), deadline)
             }
-            Runtime::Skopeo(skopeo) => skopeo.pull(&self.reference, PULL),
+            Runtime::Skopeo(skopeo) => skopeo.pull(&self.reference, deadline),
         }
     }
 }
 
 /// All at once.
-pub(crate) fn pull_together(pullers: &[Puller], image: &Image) -> anyhow::Result<()> {
+pub(crate) fn pull_together(pullers: &[Puller], image: &Image, deadline: Duration) -> anyhow::Result<()> {
     thread::scope(|scope| {
-        let running: Vec<_> = pullers.iter().map(|puller| scope.spawn(|| puller.pull())).collect();
+        let running: Vec<_> = pullers.iter().map(|puller| scope.spawn(move || puller.pull_within(deadline))).collect();
         for thread in running {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?.verify(image)?;
         }
@@ -424,12 +429,41 @@ pub(crate) fn two_hosts(run: &Run, client: Client, plot: Plot, at_once: bool) ->
     scene.push(&image, "v1")?;
     let pullers = [scene.puller(run, client, "one", "v1")?, scene.puller(run, client, "two", "v1")?];
     if at_once {
-        pull_together(&pullers, &image)?;
+        pull_together(&pullers, &image, PULL)?;
     } else {
         for puller in &pullers {
             puller.pull()?.verify(&image)?;
         }
     }
+    scene.check_shared(&image)?;
+    Ok(crate::runner::Outcome::Passed)
+}
+
+/// docker, containerd, podman and skopeo, on a host each, pull the same image at once over a link so slow that it takes
+/// a minute, with tokens that last 20 s: layers that begin later need another token.
+pub(crate) fn short_tokens(run: &Run, way: Way) -> crate::runner::CaseResult {
+    const LAYERS: u64 = 8;
+    const LAYER_BYTES: u64 = 8_000_000;
+    let mut plot = Plot::new(way).auth(Auth::Token(20));
+    plot.origin_up_bits_per_s = Some(8_500_000);
+    plot.hosts = vec!["one", "two", "three", "four"];
+    let mut scene = plot.stage(run)?;
+    let layers =
+        (0..LAYERS).fold(Image::builder(), |image, _| image.layer(LAYER_BYTES, Compression::Gzip, Content::Random));
+    let image = layers.build(run)?;
+    scene.push(&image, "v1")?;
+    let clients = [Client::Docker, Client::Containerd, Client::Podman, Client::Skopeo];
+    let pullers = clients.iter().zip(["one", "two", "three", "four"]);
+    let pullers = pullers.map(|(client, host)| scene.puller(run, *client, host, "v1"));
+    let pullers = pullers.collect::<anyhow::Result<Vec<_>>>()?;
+    let tokens = |scene: &Scene| scene.tokens.as_ref().map(|tokens| tokens.issued().len()).unwrap_or_default();
+    let (before, begun) = (tokens(&scene), Instant::now());
+    pull_together(&pullers, &image, 4 * PULL)?;
+    let (elapsed, issued) = (begun.elapsed(), tokens(&scene) - before);
+    eprint!("[{:.0} s, {issued} tokens] ", elapsed.as_secs_f64());
+    // Otherwise nothing was tried.
+    ensure!(elapsed >= Duration::from_secs(55), "the pull took only {elapsed:?}");
+    ensure!(issued > clients.len(), "{issued} tokens were enough for {} clients", clients.len());
     scene.check_shared(&image)?;
     Ok(crate::runner::Outcome::Passed)
 }

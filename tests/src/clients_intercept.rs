@@ -1,7 +1,7 @@
 //! Real clients pull over HTTPS that the daemon reads with certificates of its own authority.
 
 use crate::{
-    clients_common::{Auth, Client, Plot, Way, two_hosts},
+    clients_common::{Auth, Client, Plot, Way, short_tokens, two_hosts},
     runner::{Case, rooted},
 };
 
@@ -30,6 +30,9 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         rooted("intercept: two skopeos pull one after the other, registry with a password", |run| {
             two_hosts(run, Client::Skopeo, intercept().auth(Auth::Password), false)
+        }),
+        rooted("intercept: docker, containerd, podman and skopeo pull for a minute with tokens of 20 s", |run| {
+            short_tokens(run, Way::Intercept)
         }),
     ]
 }

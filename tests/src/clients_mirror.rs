@@ -1,7 +1,7 @@
 //! Real clients pull through the daemon as the registry's mirror.
 
 use crate::{
-    clients_common::{Auth, Client, Plot, Way, two_hosts},
+    clients_common::{Auth, Client, Plot, Way, short_tokens, two_hosts},
     runner::{Case, rooted},
 };
 
@@ -46,6 +46,9 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         rooted("mirror: two skopeos pull at once, https registry with a private authority and a password", |run| {
             two_hosts(run, Client::Skopeo, mirror().auth(Auth::Password).https(), true)
+        }),
+        rooted("mirror: docker, containerd, podman and skopeo pull for a minute with tokens of 20 s", |run| {
+            short_tokens(run, Way::Mirror)
         }),
     ]
 }

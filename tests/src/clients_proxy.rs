@@ -1,7 +1,7 @@
 //! Real clients pull through the daemon as their HTTP proxy.
 
 use crate::{
-    clients_common::{Auth, Client, Plot, Way, two_hosts},
+    clients_common::{Auth, Client, Plot, Way, short_tokens, two_hosts},
     runner::{Case, rooted},
 };
 
@@ -30,6 +30,9 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         rooted("proxy: two skopeos pull one after the other, registry with a password", |run| {
             two_hosts(run, Client::Skopeo, proxy().auth(Auth::Password), false)
+        }),
+        rooted("proxy: docker, containerd, podman and skopeo pull for a minute with tokens of 20 s", |run| {
+            short_tokens(run, Way::Proxy)
         }),
     ]
 }

@@ -10,7 +10,9 @@ mod clients_common;
 mod clients_direct;
 mod clients_intercept;
 mod clients_mirror;
+mod clients_passthrough;
 mod clients_proxy;
+mod clients_setup;
 mod credentials;
 mod docs;
 mod faults_data;
@@ -29,7 +31,9 @@ fn main() -> std::process::ExitCode {
         clients_direct::cases(),
         clients_intercept::cases(),
         clients_mirror::cases(),
+        clients_passthrough::cases(),
         clients_proxy::cases(),
+        clients_setup::cases(),
         credentials::cases(),
         docs::cases(),
         faults_data::cases(),

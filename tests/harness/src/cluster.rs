@@ -71,6 +71,7 @@ pub struct ClusterBuilder<'a> {
     mirror_default: Option<String>,
     hosts: Vec<String>,
     intercept: Vec<String>,
+    names: Option<PathBuf>,
 }
 
 /// A node of ours: its process, and where it answers.
@@ -154,6 +155,22 @@ impl ClusterBuilder<'_> {
         self
     }
 
+    /// This registry plays docker.io: it has to answer at `registry-1.docker.io`, port 443, as [`Self::names`] says.
+    #[must_use]
+    pub fn docker_io(mut self, registry: &Registry) -> Self {
+        let ca = registry.ca().map(|ca| format!("ca = \"{}\"\n", ca.display())).unwrap_or_default();
+        self.upstreams.push(("docker.io".to_owned(), format!("\n[[mirror.upstreams]]\nhost = \"docker.io\"\n{ca}")));
+        self.hosts.push(format!("\n[source.hosts.\"registry-1.docker.io\"]\n{ca}"));
+        self
+    }
+
+    /// All programs look names up in this file instead of `/etc/hosts`. Needs root.
+    #[must_use]
+    pub fn names(mut self, etc_hosts: &Path) -> Self {
+        self.names = Some(etc_hosts.to_owned());
+        self
+    }
+
     /// What requests that name no registry are for: docker's, which believes it asks docker.io.
     #[must_use]
     pub fn mirror_default(mut self, registry: &Registry) -> Self {
@@ -173,7 +190,7 @@ impl ClusterBuilder<'_> {
     /// # Errors
     /// When one does not start.
     pub fn start(self) -> Result<Cluster> {
-        let run = self.run;
+        let (run, names) = (self.run, self.names.as_deref());
         // The supernodes' addresses stand in the other configurations, so ports are chosen before anything starts.
         let supernodes: Vec<(Host, Ports)> = self
             .supernodes
@@ -196,7 +213,7 @@ impl ClusterBuilder<'_> {
             let ports = Ports::choose(&host, false)?;
             // Supernodes register themselves.
             let values = [("listen", ports.main.to_string())];
-            let daemon = Daemon::start(&host, run, "config-service", ports, &values, "")?;
+            let daemon = Daemon::start(&host, run, "config-service", ports, &values, "", names)?;
             daemon.ready(ports.main)
         });
         let config_service = config_service.transpose()?;
@@ -216,7 +233,7 @@ impl ClusterBuilder<'_> {
                 ("allow_networks", allow_networks.clone()),
                 ("hosts", self.hosts.concat()),
             ];
-            Daemon::start(host, run, "supernode", *ports, &values, &spec.extra)?.ready(ports.main)
+            Daemon::start(host, run, "supernode", *ports, &values, &spec.extra, names)?.ready(ports.main)
         });
         let supernodes: Vec<Daemon> = started.collect::<Result<_>>()?;
         let mirror_default = self.mirror_default.as_ref().map(|url| format!("default = \"{url}\"")).unwrap_or_default();
@@ -236,7 +253,8 @@ impl ClusterBuilder<'_> {
                 ("intercept", self.intercept.join(", ")),
                 ("allow_networks", allow_networks.clone()),
             ];
-            let daemon = Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra)?.ready(ports.main)?;
+            let daemon = Daemon::start(&host, run, "dfdaemon", ports, &values, &spec.extra, names)?;
+            let daemon = daemon.ready(ports.main)?;
             Ok(Daemon { mirrors, ..daemon })
         });
         let daemons = started.collect::<Result<_>>()?;
@@ -270,6 +288,7 @@ impl Cluster {
             mirror_default: None,
             hosts: Vec::new(),
             intercept: Vec::new(),
+            names: None,
         }
     }
 
@@ -355,6 +374,7 @@ impl Daemon {
         ports: Ports,
         values: &[(&str, String)],
         extra: &str,
+        names: Option<&Path>,
     ) -> Result<Self> {
         let folder = run.data_dir(program)?;
         let template = match program {
@@ -369,12 +389,11 @@ impl Daemon {
         let config = join(&fill(template, &[values, &own].concat())?, extra);
         fs::write(folder.join("config.toml"), config)?;
         let path = bin_dir()?.join(program);
-        let proc = host
-            .program(path)
-            .arg("--config")
-            .arg(folder.join("config.toml"))
-            .env("RUST_BACKTRACE", "1")
-            .start(run, program)?;
+        let mut builder = host.program(path).arg("--config").arg(folder.join("config.toml")).env("RUST_BACKTRACE", "1");
+        if let Some(names) = names {
+            builder = builder.bind(names, "/etc/hosts");
+        }
+        let proc = builder.start(run, program)?;
         Ok(Self { proc, ports, folder, mirrors: Vec::new() })
     }
 

@@ -103,7 +103,13 @@ impl Containerd {
     /// and so has a private mount namespace only if containerd does.
     #[must_use]
     pub fn pulling(&self, reference: &str, hosts: &HostsToml, user: Option<(&str, &str)>) -> ProcBuilder {
-        let mut ctr = self.ctr().args(["images", "pull", "--hosts-dir"]).arg(hosts.folder());
+        self.pulling_with(reference, hosts.folder(), user)
+    }
+
+    /// As [`Containerd::pulling`], with a folder that is there already.
+    #[must_use]
+    pub fn pulling_with(&self, reference: &str, hosts: &Path, user: Option<(&str, &str)>) -> ProcBuilder {
+        let mut ctr = self.ctr().args(["images", "pull", "--hosts-dir"]).arg(hosts);
         if let Some((user, password)) = user {
             ctr = ctr.args(["--user", &format!("{user}:{password}")]);
         }
