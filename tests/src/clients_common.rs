@@ -364,7 +364,7 @@ impl Scene {
                 received >= 0.98 * layer_bytes,
                 "the daemon of host {name} received {received} bytes from others, the layers have {layer_bytes}"
             );
-            let fallbacks = daemon.metric("skimmer_dfdaemon_http_fallbacks_total")?;
+            let fallbacks = daemon.metric("skimmer_proxy_http_fallbacks_total")?;
             ensure!(fallbacks == 0.0, "the daemon of host {name} asked the registry by itself {fallbacks} times");
             figures.push(format!("{name} {:.3}", received / layer_bytes));
         }

@@ -211,7 +211,7 @@ fn upload(run: &Run, way: Way) -> CaseResult {
     let by_us = |entry: &AccessEntry| entry.method != "GET" && entry.method != "HEAD" && !entry.from.starts_with(&host);
     let stranger = scene.registry.access_log()?.into_iter().find(by_us);
     ensure!(stranger.is_none(), "an upload came from elsewhere: {stranger:?}");
-    let passed = daemon.metric("skimmer_dfdaemon_http_served_bytes_total")?;
+    let passed = daemon.metric("skimmer_proxy_http_served_bytes_total")?;
     ensure!(passed >= image.platform().layer_bytes as f64, "only {passed} bytes passed through the daemon");
     Ok(Outcome::Passed)
 }

@@ -154,7 +154,7 @@ impl Stage {
         puller: &dyn Puller,
     ) -> anyhow::Result<()> {
         let sent = |stage: &Self| anyhow::Ok(blob_bytes(&registry(stage).access_log()?));
-        let served = |stage: &Self| stage.daemon().metric("skimmer_dfdaemon_http_served_bytes_total");
+        let served = |stage: &Self| stage.daemon().metric("skimmer_proxy_http_served_bytes_total");
         let layer_bytes = image.platform().layer_bytes;
         let through = |stage: &Self, what: &str| -> anyhow::Result<()> {
             let before = served(stage)?;

@@ -33,6 +33,8 @@ use crate::run::Parts;
 const CAPACITY: ByteSize = ByteSize::gib(20);
 /// Supernodes named on the command line get this long to answer before the first download begins.
 const SUPERNODE_WAIT: Duration = Duration::from_secs(2);
+/// How long the engine may take to end what it does; it writes for milliseconds at a time.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
 /// Whether peers still come is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -219,9 +221,17 @@ impl Backend for LocalBackend {
 
 impl Drop for LocalBackend {
     fn drop(&mut self) {
-        // What is not on the disk yet is hashed again by the next dfget; nobody waits for it here.
+        // The rows' library must not be in use when the process ends: its threads would meet its destructors. On a
+        // thread of its own, because this may run inside another runtime, which must not block.
         if let Some(runtime) = self.runtime.lock().take() {
-            runtime.shutdown_background();
+            let engine = self.engine.clone();
+            let stopping = std::thread::spawn(move || {
+                runtime.block_on(engine.stop(STOP_DEADLINE));
+                drop(engine);
+                runtime.shutdown_timeout(STOP_DEADLINE);
+            });
+            // A panic in there is reported by the thread itself.
+            let _ = stopping.join();
         }
         if let Some(dir) = &self.temporary {
             // A leftover is only lost space in the user's own folder.

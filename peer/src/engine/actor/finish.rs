@@ -53,8 +53,13 @@ impl Actor {
         self.tell_progress();
         let shared = Arc::clone(&self.shared);
         let delay = self.inner.config.durable_after;
+        let cancel = self.inner.cancel.clone();
         self.inner.tracker.spawn(async move {
-            tokio::time::sleep(delay).await;
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                // Not durable is not lost: the next process hashes it again.
+                () = cancel.cancelled() => return,
+            }
             let content = Arc::clone(&shared.content);
             let finished = tokio::task::spawn_blocking(move || content.finish(root).map_err(TaskError::from));
             let result = finished.await.unwrap_or_else(|_| Err(TaskError::stopping()));
