@@ -444,7 +444,7 @@ fn encoded(run: &Run) -> CaseResult {
             let curl = accept.map_or_else(|| proxied(daemon), |value| proxied(daemon).header("Accept-Encoding", value));
             let check = curl.get(&origin.url("p2p/text")).and_then(|reply| {
                 let encoding = reply.header("content-encoding");
-                ensure!(encoding == Some("gzip"), "Content-Encoding is {encoding:?}");
+                ensure!(encoding == Some("gzip"), "the Content-Encoding is {encoding:?}");
                 same(&reply.body, &gzipped)
             });
             problems.note(&format!("proxy, try {number}, accepting {accept:?}"), check);
