@@ -1,7 +1,7 @@
 //! The wget-like command: downloads a URL through the host's dfdaemon, or with the same engine in its own process.
 //!
 //! A command line is taken apart by the table of [`flags`] ([`args`]), checked as a whole ([`options`]), and carried
-//! out ([`run`]): one file ([`download`]) or a folder ([`recursive`]), by a [`backend::Backend`].
+//! out ([`run()`]): one file ([`download`]) or a folder ([`recursive`]), by a [`backend::Backend`].
 //!
 //! A warm download is a matter of milliseconds, so nothing is made before it is needed: no clap command, no regular
 //! expression, no TLS roots, no engine, no bar, no thread.

@@ -1,7 +1,7 @@
 //! What every long-running binary of ours needs, so that each of them is only its own idea.
 //!
 //! - [`config`]: TOML and environment, all problems with their places, quantities and secrets.
-//! - [`launch`] and [`Args`]: `--config`, `--check-config`, `--print-default-config`, logs, TLS provider, runtime, signals, exit code.
+//! - [`launch()`] and [`Args`]: `--config`, `--check-config`, `--print-default-config`, logs, TLS provider, runtime, signals, exit code.
 //! - [`http`]: listeners, the accept loop with its limits and drain, the route table, `/healthz`, `/readyz`, `/metrics`.
 //! - [`metrics`], [`log`], [`tls`], [`shutdown`], [`ready`], [`runtime`], [`exit`]: the parts `launch` is made of.
 //!

@@ -4,7 +4,7 @@
 //! - [`grpc`]: sessions with hosts, and news from sibling supernodes.
 //! - [`replicate`]: news to sibling supernodes.
 //! - [`api`]: health, metrics, and reading tasks and hosts over HTTP.
-//! - [`known`]: how many hosts there were before a restart.
+//! - `known`: how many hosts there were before a restart.
 //!
 //! The seed is an ordinary engine of crate `peer` that may read origins. A crash loses no piece that the store held;
 //! hosts come back with hellos, and until most of those known before have, no origin is read.

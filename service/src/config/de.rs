@@ -1,4 +1,4 @@
-//! A serde deserializer over the [tree](super::tree) that knows the path of every error and notes unknown fields as it goes.
+//! A serde deserializer over the `tree` that knows the path of every error and notes unknown fields as it goes.
 
 use std::cell::RefCell;
 use std::fmt;
