@@ -68,6 +68,8 @@ pub async fn run(config: DfdaemonConfig, context: service::Context<DfdaemonConfi
 
     info!(host = %engine.store().host_id(), peer = ?engine.host().addresses, proxy = %config.proxy.listen, "dfdaemon is up");
     context.ready();
+    let limits = engine.limits().clone();
+    tokio::spawn(context.reloads.apply(shutdown.clone(), move |config: &DfdaemonConfig| config.rates.apply(&limits)));
     let proxies = proxy_listeners.into_iter().map(|(listener, registry)| {
         let (proxy, cancel) = (proxy.clone(), shutdown.clone());
         async move {

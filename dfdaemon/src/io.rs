@@ -1,11 +1,14 @@
-//! A connection that ends when nothing moves on it.
+//! Connections that end when nothing moves on them, and that can be broken so that the other side notices.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 /// Fails reads and writes once neither has moved for a while. Protects against clients that stop reading an answer or
@@ -16,6 +19,77 @@ pub(crate) struct IdleIo<T> {
     timeout: Duration,
     deadline: Pin<Box<Sleep>>,
 }
+
+/// A TCP connection that is reset instead of closed once it is marked as broken. A client of HTTP/1.0 knows the end of
+/// an answer without a length by nothing but the end of the connection, so a broken answer must not end like a whole one.
+#[derive(Debug)]
+pub(crate) struct Breakable {
+    stream: TcpStream,
+    broken: Break,
+}
+
+/// Marks a [`Breakable`] as broken.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Break(Arc<AtomicBool>);
+
+// === impl Breakable ===
+
+impl Breakable {
+    pub(crate) fn new(stream: TcpStream) -> (Self, Break) {
+        let broken = Break::default();
+        (Self { stream, broken: broken.clone() }, broken)
+    }
+}
+
+impl Break {
+    /// From now on dropping the connection resets it.
+    pub(crate) fn mark(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for Breakable {
+    fn drop(&mut self) {
+        if self.broken.0.load(Ordering::Acquire) {
+            // If this fails, the connection is gone already.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Breakable {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Breakable {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+// === impl IdleIo ===
 
 impl<T> IdleIo<T> {
     pub(crate) fn new(inner: T, timeout: Duration) -> Self {

@@ -77,8 +77,17 @@ struct BytesLabels {
 }
 
 impl Metrics {
-    /// Names the metrics in a registry, usually one with the prefix `skimmer_dfdaemon`.
+    /// Names the metrics in a registry, usually one with the prefix `skimmer_dfdaemon`. All series are there from the
+    /// beginning, with 0: what appears only later looks like an increase to nobody.
     pub fn register(&self, registry: &mut Registry) {
+        for way in Way::ALL {
+            for outcome in Outcome::ALL {
+                drop(self.requests.get_or_create(&RequestLabels { way, outcome }));
+            }
+        }
+        for from in BytesFrom::ALL {
+            drop(self.bytes.get_or_create(&BytesLabels { from }));
+        }
         registry.register("http_requests", "Requests by way and outcome", self.requests.clone());
         registry.register("http_served_bytes", "Bytes of bodies by where they came from", self.bytes.clone());
         registry.register(
@@ -137,7 +146,25 @@ impl Metrics {
     }
 }
 
+impl Way {
+    const ALL: [Self; 7] = [
+        Self::MirrorBlob,
+        Self::MirrorDirect,
+        Self::ProxyP2p,
+        Self::ProxyDirect,
+        Self::Tunnel,
+        Self::Intercept,
+        Self::Own,
+    ];
+}
+
+impl BytesFrom {
+    const ALL: [Self; 5] = [Self::Cache, Self::Swarm, Self::Origin, Self::Tunnel, Self::Client];
+}
+
 impl Outcome {
+    const ALL: [Self; 5] = [Self::Ok, Self::Refused, Self::Failed, Self::Broken, Self::Abandoned];
+
     pub(crate) fn of(status: http::StatusCode) -> Self {
         match status.as_u16() {
             ..400 => Self::Ok,

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::ca::{Authority, CaError};
 use crate::config::{Config, Problem};
 use crate::downloads::Downloads;
-use crate::io::IdleIo;
+use crate::io::{Break, Breakable, IdleIo};
 use crate::metrics::{Metrics, OpenConnection};
 use crate::mirror::Upstreams;
 use crate::passthrough::Passthrough;
@@ -251,10 +251,12 @@ impl Server {
     async fn plain_connection(&self, stream: TcpStream, via: Via) {
         // Failing is harmless: it only delays small packets.
         let _ = stream.set_nodelay(true);
-        self.http1(stream, via).await;
+        let (stream, broken) = Breakable::new(stream);
+        self.http1(stream, via, &broken).await;
     }
 
-    async fn http1(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, via: Via) {
+    /// Serves a connection; when the body of an answer breaks off, `broken` is marked before the connection is dropped.
+    async fn http1(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, via: Via, broken: &Break) {
         let limits = &self.0.config.limits;
         let io = TokioIo::new(IdleIo::new(io, limits.idle_timeout));
         let cancel = via.cancel.clone();
@@ -281,6 +283,9 @@ impl Server {
         };
         if let Err(error) = result {
             debug!(%peer, %error, "a connection broke");
+            if error.is_user() {
+                broken.mark();
+            }
         }
     }
 

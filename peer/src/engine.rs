@@ -27,6 +27,7 @@ mod shared;
 mod task;
 mod tasks;
 mod upload;
+mod verifications;
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,9 +50,10 @@ use self::mesh::Mesh;
 use self::shared::Shared;
 use self::tasks::Tasks;
 use self::upload::Uploads;
+use self::verifications::Verifications;
 use crate::limit::Limit;
 use crate::source::{Guard, Source};
-use crate::store::{Content, NewTask, Store};
+use crate::store::{Content, NewTask, Store, StoreError};
 use crate::transport::Transport;
 
 pub use self::error::{OpenError, OriginAnswer, TaskError};
@@ -166,11 +168,16 @@ pub(crate) struct Inner {
     tasks: Tasks,
     cluster: Option<Arc<Cluster>>,
     authorizations: Authorizations,
+    verifications: Arc<Verifications>,
     metrics: EngineMetrics,
     started: tokio::time::Instant,
     cancel: CancellationToken,
     tracker: TaskTracker,
 }
+
+/// How often a content that did not fit is tried again while others are let go, and the wait between.
+const ROOM_TRIES: u32 = 80;
+const ROOM_WAIT: Duration = Duration::from_millis(25);
 
 // === impl Engine ===
 
@@ -187,6 +194,7 @@ impl Engine {
             uploads: Uploads::new(config.upload.clone()),
             tasks: Tasks::default(),
             authorizations: Authorizations::new(config.authorization_ttl),
+            verifications: Arc::default(),
             metrics: EngineMetrics::default(),
             started: tokio::time::Instant::now(),
             cancel: CancellationToken::new(),
@@ -281,6 +289,7 @@ impl Inner {
         {
             if shared.content.guarded() {
                 authorize::authorize(self, spec, &request.headers).await?;
+                authorize::prove(self, spec, &request.headers, &shared).await?;
             }
             return Ok(shared);
         }
@@ -325,7 +334,8 @@ impl Inner {
         let held = self.stored(spec.id(), None).await?;
         let open = self.open_message(&request, held.as_deref());
         let (meta, opening) = cluster.open(open.clone(), self.config.open_timeout).await?;
-        if meta.guarded {
+        let guarded = meta.guarded;
+        if guarded {
             authorize::authorize(self, spec, &request.headers).await?;
         }
         let content = self.create_from_meta(spec, &meta).await?;
@@ -342,6 +352,9 @@ impl Inner {
         let opened = actor::ClusterEvent::Opened { meta: Box::new(meta) };
         for event in std::iter::once(opened).chain(opening.attach(&shared.events)) {
             let _ = shared.events.send(Event::Cluster(event)).await;
+        }
+        if guarded && spec.content_addressed {
+            authorize::prove(self, spec, &request.headers, &shared).await?;
         }
         Ok(shared)
     }
@@ -360,17 +373,21 @@ impl Inner {
             }
             let content = self.create_from_meta(&spec, &known.meta).await?;
             let open = self.open_message(&request, Some(&content));
+            let headers = request.headers;
             let start = Start {
                 authority: Authority::Cluster { open: Box::new(open), lost_since: Some(since) },
                 body: None,
                 spec: spec.clone(),
-                headers: request.headers,
+                headers: headers.clone(),
                 peers: hosts,
                 orphan: false,
                 seed_only: false,
             };
             let shared = self.start(content, start, &known.hashes).await?;
             attach_orphan(cluster, &shared).await;
+            if known.meta.guarded && spec.content_addressed {
+                authorize::prove(self, &spec, &headers, &shared).await?;
+            }
             return Ok(shared);
         }
         if request.never_origin {
@@ -411,7 +428,7 @@ impl Inner {
         let open = self.open_message(&request, Some(&content));
         let authority = match orphaned {
             Some(_) => Authority::Cluster { open: Box::new(open), lost_since: orphaned },
-            None => Authority::Own { news: None },
+            None => Authority::alone(),
         };
         let start = Start {
             authority,
@@ -502,18 +519,19 @@ impl Inner {
         blocking(move || store.get(task, generation).map_err(TaskError::from)).await
     }
 
-    /// A new content, or the one that is there, if it is cut into pieces of the same length: pieces of one number
-    /// have to be the same pieces everywhere.
-    async fn create(&self, new: NewTask) -> Result<Arc<Content>, TaskError> {
-        let store = self.store.clone();
+    /// A new content, or the one that is there, if it is cut into the same pieces: pieces of one number have to be the
+    /// same pieces everywhere.
+    async fn create(self: &Arc<Self>, new: NewTask) -> Result<Arc<Content>, TaskError> {
+        let inner = Arc::clone(self);
         blocking(move || {
-            let (task, generation, piece_len) = (new.task, new.generation, new.layout.piece_len());
-            let mut content = store.create(new.clone())?;
-            if content.layout().piece_len() != piece_len {
+            let store = &inner.store;
+            let (task, generation, layout) = (new.task, new.generation, new.layout);
+            let mut content = inner.with_room(|| store.create(new.clone()))?;
+            if !content.layout().agrees(layout) {
                 info!(?task, "what is here is cut in another way and fetched anew");
                 drop(content);
                 store.discard(task, generation)?;
-                content = store.create(new)?;
+                content = inner.with_room(|| store.create(new.clone()))?;
             }
             // An empty content is whole as soon as it is made: no piece comes whose arrival would have it checked.
             if content.layout().length() == Some(0)
@@ -529,8 +547,14 @@ impl Inner {
         .await
     }
 
-    async fn create_from_meta(&self, spec: &TaskSpec, meta: &wire::TaskMeta) -> Result<Arc<Content>, TaskError> {
+    async fn create_from_meta(
+        self: &Arc<Self>,
+        spec: &TaskSpec,
+        meta: &wire::TaskMeta,
+    ) -> Result<Arc<Content>, TaskError> {
         let (generation, layout) = seed::checked_meta(meta)?;
+        // Where it really came from, not where this caller would have it from.
+        let origin = meta.spec.clone().and_then(|told| TaskSpec::try_from(told).ok());
         self.create(NewTask {
             task: spec.id(),
             generation,
@@ -538,10 +562,37 @@ impl Inner {
             digest: spec.digest.clone(),
             guarded: meta.guarded,
             headers: meta.headers.iter().map(|header| (header.name.clone(), header.value.to_vec())).collect(),
-            spec: seed::without_secrets(spec),
+            spec: seed::without_secrets(origin.as_ref().unwrap_or(spec)),
             confirmed: false,
         })
         .await
+    }
+
+    /// Stores something. When there is no room, contents that only neighbours use are let go, so that the store may
+    /// evict them. Blocks.
+    fn with_room<T>(&self, mut attempt: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut tries = 0;
+        loop {
+            match attempt() {
+                Err(StoreError::NoSpace { .. }) if tries < ROOM_TRIES && self.let_go() => {
+                    tries += 1;
+                    std::thread::sleep(ROOM_WAIT);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Asks the actors of all tasks that no user of this host wants to leave; false when there are none.
+    fn let_go(&self) -> bool {
+        let mut some = false;
+        self.tasks.for_each(|shared| {
+            if !shared.is_wanted() && shared.ended().is_some() {
+                some = true;
+                let _ = shared.events.try_send(Event::MakeRoom);
+            }
+        });
+        some
     }
 
     async fn inventory(&self) -> Vec<wire::inventory::Item> {
@@ -571,6 +622,28 @@ impl Inner {
                 return;
             }
             inner.discard_stored(task, generation);
+        });
+    }
+
+    /// Hashes a content again, of which a neighbour says that a bad piece came from it, and throws it away if so. One
+    /// at a time, and the same one not again for a while: whoever accuses costs this host no more than that.
+    fn verify(self: &Arc<Self>, task: TaskId, generation: Generation) {
+        let Some(turn) = self.verifications.begin((task, generation)) else { return };
+        let inner = Arc::clone(self);
+        self.tracker.spawn_blocking(move || {
+            let _turn = turn;
+            match inner.store.verify(task, generation) {
+                Ok(true) => debug!(?task, "a content that was complained of is right"),
+                Ok(false) => {
+                    tracing::error!(
+                        ?task,
+                        "this host's own copy is spoilt, and is thrown away: its disk or memory may be failing"
+                    );
+                    inner.metrics.spoilt_tasks.inc();
+                    inner.discard(task, generation, "this host's copy was spoilt");
+                }
+                Err(error) => tracing::warn!(?task, %error, "a content that was complained of cannot be checked"),
+            }
         });
     }
 

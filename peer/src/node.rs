@@ -238,6 +238,17 @@ impl Validate for TasksConfig {
     }
 }
 
+// === changing ===
+
+impl RatesConfig {
+    /// Sets the rates of a running engine to these. `upload_per_peer` stays what it was
+    /// when the engine was started.
+    pub fn apply(&self, limits: &Limits) {
+        limits.download.set(self.download.limit_bytes_per_s());
+        limits.upload.set(self.upload.limit_bytes_per_s());
+    }
+}
+
 // === starting ===
 
 impl NodeConfig {

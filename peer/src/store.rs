@@ -274,6 +274,18 @@ impl Store {
         Ok(())
     }
 
+    /// Hashes a content that is here again, piece by piece; false when some of it is not what it was. A content that is
+    /// not here has nothing wrong.
+    ///
+    /// # Errors
+    /// When the disk fails otherwise than by giving wrong bytes.
+    pub fn verify(&self, task: TaskId, generation: Generation) -> Result<bool, StoreError> {
+        match self.get(task, Some(generation))? {
+            Some(content) => load::holds(&content),
+            None => Ok(true),
+        }
+    }
+
     /// How full the store is. Looks at every finished file, so it is for now and then.
     #[must_use]
     pub fn usage(&self) -> Usage {

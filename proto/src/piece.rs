@@ -92,6 +92,13 @@ impl PieceLayout {
         self.piece_len
     }
 
+    /// Whether both cut one content into the same pieces, as far as their lengths are known.
+    #[must_use]
+    pub fn agrees(self, other: Self) -> bool {
+        let same_length = self.length.zip(other.length).is_none_or(|(here, there)| here == there);
+        self.piece_len == other.piece_len && same_length
+    }
+
     /// The same pieces, now that the length is known.
     #[must_use]
     pub const fn with_length(self, length: u64) -> Self {

@@ -95,6 +95,10 @@ fn new_hashes() -> NewHashes {
     }
 }
 
+fn verify() -> Verify {
+    Verify { task_id: task_id(), generation: generation() }
+}
+
 fn discard() -> Discard {
     Discard { task_id: task_id(), generation: generation(), reason: "digest".into() }
 }
@@ -284,6 +288,7 @@ fn supernode_to_daemon() -> Vec<Sample> {
         of("FromSupernode/lease", Body::Lease(lease.clone())),
         of("FromSupernode/refuse", Body::Refuse(refuse.clone())),
         of("FromSupernode/discard", Body::Discard(discard())),
+        of("FromSupernode/verify", Body::Verify(verify())),
         sample("Welcome", welcome),
         sample("Opened", opened),
         sample("Peers", peers),
@@ -291,6 +296,7 @@ fn supernode_to_daemon() -> Vec<Sample> {
         sample("Lease", lease),
         sample("Refuse", refuse),
         sample("Discard", discard()),
+        sample("Verify", verify()),
     ]
 }
 

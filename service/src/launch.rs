@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::{self, Config, ConfigError};
 use crate::exit::{self, Failure};
@@ -72,7 +72,11 @@ impl<T> Context<T> {
 // === impl Reloads ===
 
 impl<T: Config> Reloads<T> {
-    /// Waits for the next SIGHUP and reads the configuration anew; waits for ever where there are no signals.
+    /// Waits for the next SIGHUP and reads the configuration anew; waits for ever where there are no signals. The log
+    /// level is taken over at once.
+    ///
+    /// # Errors
+    /// When the configuration is not usable any more.
     pub async fn next(&mut self) -> Result<T, ConfigError> {
         match &mut self.hangup {
             Some(hangup) => {
@@ -80,7 +84,27 @@ impl<T: Config> Reloads<T> {
             }
             None => std::future::pending().await,
         }
-        config::load(self.path.as_deref(), &config::env_prefix(T::BINARY))
+        let config: T = config::load(self.path.as_deref(), &config::env_prefix(T::BINARY))?;
+        log::set_level(config.log());
+        Ok(config)
+    }
+
+    /// Hands each configuration that is read anew to `apply`, until the shutdown. One that is not usable is logged and
+    /// changes nothing.
+    pub async fn apply(mut self, shutdown: CancellationToken, apply: impl Fn(&T)) {
+        loop {
+            let config = tokio::select! {
+                config = self.next() => config,
+                () = shutdown.cancelled() => return,
+            };
+            match config {
+                Ok(config) => {
+                    apply(&config);
+                    info!("the configuration was read anew");
+                }
+                Err(error) => error!(%error, "the configuration is not usable, keeping the old one"),
+            }
+        }
     }
 }
 

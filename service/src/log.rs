@@ -1,9 +1,10 @@
 //! Logs: `tracing` to stderr, as text or as JSON lines.
 
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{Problems, Validate};
 
@@ -69,6 +70,12 @@ impl Validate for LogConfig {
     }
 }
 
+/// Changes the level of the running logs.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Set once, by [`init`].
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Sends the logs of this process to stderr.
 ///
 /// # Errors
@@ -76,9 +83,31 @@ impl Validate for LogConfig {
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
     let filter = config.filter().map_err(LogError::Level)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
+    let set: SetFilter = match config.format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init().map_err(LogError::Twice)?;
+            Box::new(move |filter| handle.reload(filter))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(true).with_span_list(false);
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init().map_err(LogError::Twice)?;
+            Box::new(move |filter| handle.reload(filter))
+        }
+    };
+    // Whoever came first has set up the subscriber too, and the second was refused above.
+    let _ = SET_FILTER.set(set);
+    Ok(())
+}
+
+/// Takes the level of a configuration that was read anew. The format stays what it was.
+pub(crate) fn set_level(config: &LogConfig) {
+    if let (Some(set), Ok(filter)) = (SET_FILTER.get(), config.filter())
+        && let Err(error) = set(filter)
+    {
+        tracing::error!(%error, "the log level could not be changed");
     }
-    .map_err(LogError::Twice)
 }

@@ -62,6 +62,8 @@ pub async fn run(config: SupernodeConfig, context: service::Context<SupernodeCon
     let http = api::server(&config.http, &metrics, &manager)?;
     info!(id = %id, grpc = %grpc.local_addr()?, endpoint = own.endpoint, "supernode is up");
     context.ready();
+    let limits = engine.limits().clone();
+    tokio::spawn(context.reloads.apply(shutdown.clone(), move |config: &SupernodeConfig| config.rates.apply(&limits)));
     let (grpc, ()) = tokio::join!(grpc::serve(grpc, manager.clone(), shutdown.clone()), http.serve(shutdown.clone()));
     manager.stopped().await;
     engine.stop(STOP_DEADLINE).await;

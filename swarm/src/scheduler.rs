@@ -272,6 +272,15 @@ pub enum SchedulerAction {
         /// Of which generation.
         generation: Generation,
     },
+    /// Let a host hash its own copy again: another one says that it served a bad piece of it.
+    Verify {
+        /// Whom.
+        host: HostId,
+        /// Which task.
+        task: TaskId,
+        /// Of which generation.
+        generation: Generation,
+    },
     /// The task is of no interest to anyone any more: forget what is kept of it.
     Forget {
         /// The task.
@@ -430,8 +439,8 @@ impl Scheduler {
             SchedulerEvent::NeedPeers { host, task, generation, wanted, unreachable } => {
                 self.need_peers(host, task, generation, wanted, &unreachable);
             }
-            SchedulerEvent::BadPiece { reporter, task, generation: _, piece: _, from } => {
-                self.bad_piece(reporter, task, from)
+            SchedulerEvent::BadPiece { reporter, task, generation, piece: _, from } => {
+                self.bad_piece(reporter, task, generation, from, actions);
             }
             SchedulerEvent::SeedOpened { task, generation, complete, pieces } => {
                 self.seed_opened(now, task, generation, complete, pieces, actions);

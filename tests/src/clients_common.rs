@@ -259,6 +259,11 @@ impl Scene {
                 self.reference(tag)
             }
         };
+        if let Auth::Token(_) = self.plot.auth {
+            // docker takes every token for good for a minute at least. Layers that it begins later than its token really
+            // lasts fail without us, too; so all begin at once, and outlast it.
+            options.downloads_at_once = Some(16);
+        }
         let docker = Docker::start(host, run, &options)?;
         if let Some((user, password)) = self.user() {
             match self.plot.way {
@@ -351,7 +356,7 @@ impl Scene {
     }
 
     /// After every host pulled the image once: the registry was read once, and each host got the image from others.
-    pub(crate) fn check_shared(&self, image: &Image) -> anyhow::Result<()> {
+    pub(crate) fn check_shared(&self, run: &Run, image: &Image) -> anyhow::Result<()> {
         let copies = self.origin_copies(image)?;
         ensure!(copies <= ORIGIN_COPIES_MAX, "the registry sent the layers {copies:.3} times");
         // Without this a count of nothing would pass.
@@ -368,7 +373,7 @@ impl Scene {
             ensure!(fallbacks == 0.0, "the daemon of host {name} asked the registry by itself {fallbacks} times");
             figures.push(format!("{name} {:.3}", received / layer_bytes));
         }
-        eprint!("[origin copies {copies:.3}; from peers: {}] ", figures.join(", "));
+        run.note(format!("origin copies {copies:.3}; from peers: {}", figures.join(", ")));
         Ok(())
     }
 }
@@ -435,7 +440,7 @@ pub(crate) fn two_hosts(run: &Run, client: Client, plot: Plot, at_once: bool) ->
             puller.pull()?.verify(&image)?;
         }
     }
-    scene.check_shared(&image)?;
+    scene.check_shared(run, &image)?;
     Ok(crate::runner::Outcome::Passed)
 }
 
@@ -460,10 +465,10 @@ pub(crate) fn short_tokens(run: &Run, way: Way) -> crate::runner::CaseResult {
     let (before, begun) = (tokens(&scene), Instant::now());
     pull_together(&pullers, &image, 4 * PULL)?;
     let (elapsed, issued) = (begun.elapsed(), tokens(&scene) - before);
-    eprint!("[{:.0} s, {issued} tokens] ", elapsed.as_secs_f64());
+    run.note(format!("{:.0} s, {issued} tokens", elapsed.as_secs_f64()));
     // Otherwise nothing was tried.
     ensure!(elapsed >= Duration::from_secs(55), "the pull took only {elapsed:?}");
     ensure!(issued > clients.len(), "{issued} tokens were enough for {} clients", clients.len());
-    scene.check_shared(&image)?;
+    scene.check_shared(run, &image)?;
     Ok(crate::runner::Outcome::Passed)
 }

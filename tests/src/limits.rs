@@ -22,8 +22,10 @@ const TOLERANCE: f64 = 0.05;
 
 pub(crate) fn cases() -> Vec<Case> {
     vec![
-        rooted("limits: a host's download rate of 50 Mb/s holds within 5 % over 10 s and follows within 1 s", download),
-        rooted("limits: a host's upload rate of 50 Mb/s holds within 5 % over 10 s and follows within 1 s", upload),
+        rooted("limits: a host's download rate of 50 Mb/s holds within 5 % over 10 s and follows within 1 s", download)
+            .alone(),
+        rooted("limits: a host's upload rate of 50 Mb/s holds within 5 % over 10 s and follows within 1 s", upload)
+            .alone(),
     ]
 }
 
@@ -72,7 +74,7 @@ impl Meter<'_> {
     }
 
     /// The first rate is measured long, the following ones from a second after the change on.
-    fn measure(&self) -> Result<()> {
+    fn measure(&self, run: &Run) -> Result<()> {
         let mut problems = Vec::new();
         std::thread::sleep(FOLLOW);
         for (number, mbit) in [50, 100, 20, 50].into_iter().enumerate() {
@@ -83,7 +85,7 @@ impl Meter<'_> {
             let time = if number == 0 { HOLD } else { AFTER };
             let rate = self.rate(time)?;
             let error = rate / (mbit * MBIT) as f64 - 1.0;
-            eprintln!("\n    {mbit} Mb/s over {time:?}: {:.2} Mb/s ({:+.1} %)", rate / MBIT as f64, error * 100.0);
+            run.note(format!("{mbit} Mb/s over {time:?}: {:.2} Mb/s ({:+.1} %)", rate / MBIT as f64, error * 100.0));
             if error.abs() > TOLERANCE {
                 problems.push(format!("{mbit} Mb/s is {:+.1} % off", error * 100.0));
             }
@@ -116,7 +118,7 @@ fn download(run: &Run) -> CaseResult {
     let meter = Meter { host: net.host("a"), daemon, way: Way::Download };
     meter.set(50)?;
     let mut curl = fetch(daemon, &files).start(run, "curl")?;
-    meter.measure()?;
+    meter.measure(run)?;
     ensure!(curl.is_running()?, "the file was too short for the measurement");
     Ok(Outcome::Passed)
 }
@@ -132,7 +134,7 @@ fn upload(run: &Run) -> CaseResult {
     let meter = Meter { host: net.host("a"), daemon, way: Way::Upload };
     meter.set(50)?;
     let mut curl = fetch(cluster.daemon_on("b"), &files).start(run, "curl")?;
-    meter.measure()?;
+    meter.measure(run)?;
     ensure!(curl.is_running()?, "the file was too short for the measurement");
     Ok(Outcome::Passed)
 }

@@ -1,8 +1,8 @@
 //! Black-box suites: real binaries, real origins, real clients, in network namespaces.
 //!
 //! `./dev test` runs them after the unit tests. A suite is a module with a `cases()` function; a case is a row of the
-//! report. Cases run one after another, because they share the machine's two cores and measure time. Everything a
-//! case starts ends with it; when it fails, the ends of the logs of what it started are printed.
+//! report. Cases that measure rates run alone, the others a few at a time. Everything a case starts ends with it; when
+//! it fails, the ends of the logs of what it started are printed.
 
 #![forbid(unsafe_code)]
 

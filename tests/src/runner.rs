@@ -1,10 +1,13 @@
 //! Runs the cases, prints what happens, writes the rows.
 
 use std::{
-    io::Write,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     process::ExitCode,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
@@ -29,122 +32,54 @@ pub(crate) struct Case {
     pub(crate) what: &'static str,
     /// Needs root: network namespaces, mounts, container runtimes.
     pub(crate) needs_root: bool,
+    /// Measures time or rates, so that nothing else may run beside it.
+    pub(crate) alone: bool,
     /// Checks it. Gets a folder for logs and data that is removed afterwards.
     pub(crate) check: fn(&Run) -> CaseResult,
 }
 
 /// A case that needs network namespaces or a container runtime, and so root.
 pub(crate) const fn rooted(what: &'static str, check: fn(&Run) -> CaseResult) -> Case {
-    Case { what, needs_root: true, check }
+    Case { what, needs_root: true, alone: false, check }
 }
 
 /// A case that runs anywhere.
 pub(crate) const fn anywhere(what: &'static str, check: fn(&Run) -> CaseResult) -> Case {
-    Case { what, needs_root: false, check }
+    Case { what, needs_root: false, alone: false, check }
 }
 
-/// Cases that are not reliable yet, by the beginning of their row, and why. They run when `SKIMMER_QUARANTINED` is
-/// set. A case leaves this list by passing ten times in a row.
-const QUARANTINED: &[(&str, &str)] = &[
-    ("intercept: ", "asked for a metric by its old name, not run since"),
-    ("mirror: ", "asked for a metric by its old name, not run since"),
-    ("pass: manifests, tags and errors come as the registry gives them, by mirror and proxy", "fails on this tree"),
-    ("pass: skopeo uploads an image through the proxy", "fails on this tree"),
-    ("pass: skopeo uploads an image through interception, registry with a password", "fails on this tree"),
-    ("proxy: ", "asked for a metric by its old name, not run since"),
-    (
-        "setup: docker pulls docker.io through the daemon, and directly when it is stopped or killed",
-        "fails on this tree",
-    ),
-    (
-        "setup: containerd pulls all registries through the daemon, and directly when it is stopped or killed",
-        "fails on this tree",
-    ),
-    (
-        "setup: podman pulls docker.io and a private registry through the daemon, and directly when it is stopped or killed",
-        "fails on this tree",
-    ),
-    ("setup: mistakes are told and nothing is written", "fails on this tree"),
-    ("a user whom the origin forbids a cached file: 403, also in mid-download", "fails on this tree"),
-    ("a layer fetched with credentials is not given to who names a registry of his own", "fails on this tree"),
-    ("credentials are never logged nor stored, on any node, at any log level", "fails on this tree"),
-    (
-        "a peer serves flipped bits over tcp: refused, named, no longer used, the download finishes",
-        "fails on this tree",
-    ),
-    (
-        "a peer serves flipped bits over quic: refused, named, no longer used, the download finishes",
-        "fails on this tree",
-    ),
-    ("a peer's disk flips bits: neighbours refuse them, and it finds its own copy out", "fails on this tree"),
-    ("the origin flips a byte and tells no length: chunked and HTTP/1.0 readers see it break", "fails on this tree"),
-    ("the origin changes in mid-download: one generation or an error, nothing wrong is kept", "fails on this tree"),
-    ("the origin lies about the length, both ways: an error, nothing wrong is kept", "fails on this tree"),
-    ("power loss ", "not yet seen to pass on this tree"),
-    ("kill -9 after a download: what was finished is kept, nothing is read again", "not yet seen to pass on this tree"),
-    ("faults: ", "not yet seen to pass on this tree"),
-    (
-        "configuration: defaults printed pass the check, and so do the documented files",
-        "not yet seen to pass on this tree",
-    ),
-    ("addresses: ", "not yet seen to pass on this tree"),
-    ("limits: ", "not yet seen to pass on this tree"),
-    ("contents without a Content-Length, of odd lengths, by proxy and dfget, whole and in parts", "fails on this tree"),
-    ("Content-Encoding is kept: nothing is decompressed, the header comes along", "not yet seen to pass on this tree"),
-    (
-        "dfget --range: one range is one file, and its end may lie behind the content's",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "5 GB of tasks through 1 GB stores: nothing in use is evicted, the limit holds",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "a content larger than the store: an error that names path and bytes, the store stays usable",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "a daemon's disk is full: an error that names path and bytes, the store stays usable",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "a supernode's disk is full: an error that names path and bytes, the store stays usable",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "a disk without a free byte: an error, and all is well again when there is room",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "an output cannot be written: exit 7 or 8, the path is named, the cache serves others",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "a store folder of another version, or of something else: refused by name, left as it is",
-        "not yet seen to pass on this tree",
-    ),
-    (
-        "a wrong --digest or --md5: exit 3, no output, not kept as good, the right one succeeds",
-        "not yet seen to pass on this tree",
-    ),
-];
+impl Case {
+    /// Nothing else runs while this case does.
+    pub(crate) const fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
+}
+
+/// Cases that run at the same time, unless they have to be alone. Most of them wait most of the time: for tokens to
+/// expire, links to come back, programs to stop.
+const TOGETHER: usize = 3;
 
 struct Arguments {
     json: bool,
     rows: Option<PathBuf>,
     filter: Option<String>,
     list: bool,
+    repeat: u32,
 }
 
-const USAGE: &str = "usage: blackbox [--json] [--rows FILE] [--list] [FILTER]";
+const USAGE: &str = "usage: blackbox [--json] [--rows FILE] [--list] [--repeat N] [FILTER]";
 
 fn arguments() -> Result<Arguments, String> {
-    let mut parsed = Arguments { json: false, rows: None, filter: None, list: false };
+    let mut parsed = Arguments { json: false, rows: None, filter: None, list: false, repeat: 1 };
     let mut given = std::env::args().skip(1);
     while let Some(argument) = given.next() {
         match argument.as_str() {
             "--json" => parsed.json = true,
             "--list" => parsed.list = true,
+            "--repeat" => {
+                let times = given.next().and_then(|times| times.parse().ok());
+                parsed.repeat = times.ok_or("--repeat wants a number")?;
+            }
             "--rows" => parsed.rows = Some(given.next().ok_or("--rows wants a file")?.into()),
             option if option.starts_with('-') => return Err(format!("no such option: {option}")),
             _ if parsed.filter.is_some() => return Err("at most one filter".into()),
@@ -169,7 +104,7 @@ pub(crate) fn main(cases: Vec<Case>) -> ExitCode {
         cases.iter().for_each(|case| println!("{}", case.what));
         return ExitCode::SUCCESS;
     }
-    let rows: Vec<serde_json::Value> = cases.iter().map(run).collect();
+    let rows: Vec<serde_json::Value> = (0..arguments.repeat).flat_map(|_| run_all(&cases)).collect();
     let sum = |key: &str| rows.iter().filter_map(|row| row[key].as_u64()).sum::<u64>();
     let total = (sum("passed"), sum("failed"), sum("skipped"));
     if let Some(path) = &arguments.rows {
@@ -187,31 +122,53 @@ pub(crate) fn main(cases: Vec<Case>) -> ExitCode {
     if total.1 == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// All cases: first those that bear others beside them, then the others one by one. The rows are in the order given.
+fn run_all(cases: &[Case]) -> Vec<serde_json::Value> {
+    let mut rows = vec![serde_json::Value::Null; cases.len()];
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(&mut rows));
+    let finish = |number: usize| {
+        let row = run(&cases[number]);
+        done.lock().unwrap_or_else(PoisonError::into_inner)[number] = row;
+    };
+    let shared: Vec<usize> = (0..cases.len()).filter(|number| !cases[*number].alone).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..TOGETHER {
+            scope.spawn(|| {
+                while let Some(number) = shared.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    finish(*number);
+                }
+            });
+        }
+    });
+    (0..cases.len()).filter(|number| cases[*number].alone).for_each(finish);
+    rows
+}
+
 fn run(case: &Case) -> serde_json::Value {
-    eprint!("{} ... ", case.what);
-    let _ = std::io::stderr().flush();
     let started = Instant::now();
-    let (word, numbers) = match attempt(case) {
+    let (outcome, notes) = attempt(case);
+    let (word, numbers) = match outcome {
         Ok(Outcome::Passed) => ("ok".to_owned(), (1, 0, 0)),
         Ok(Outcome::Skipped(why)) => (format!("skipped: {why}"), (0, 0, 1)),
         Err(report) => (format!("FAILED\n{report}"), (0, 1, 0)),
     };
-    eprintln!("{word} ({:.1} s)", started.elapsed().as_secs_f64());
+    let notes: String = notes.iter().map(|note| format!("\n    {note}")).collect();
+    eprintln!("{} ... {word} ({:.1} s){notes}", case.what, started.elapsed().as_secs_f64());
     serde_json::json!({"what": case.what, "passed": numbers.0, "failed": numbers.1, "skipped": numbers.2})
 }
 
-fn attempt(case: &Case) -> Result<Outcome, String> {
-    if let Some((_, why)) = QUARANTINED.iter().find(|(what, _)| case.what.starts_with(what))
-        && std::env::var_os("SKIMMER_QUARANTINED").is_none()
-    {
-        return Ok(Outcome::Skipped(format!("in quarantine: {why}")));
-    }
+/// What came of a case, and the figures it kept.
+fn attempt(case: &Case) -> (Result<Outcome, String>, Vec<String>) {
     if case.needs_root && !harness::is_root() {
-        return Ok(Outcome::Skipped("needs root for network namespaces and container runtimes".into()));
+        let why = "needs root for network namespaces and container runtimes".into();
+        return (Ok(Outcome::Skipped(why)), Vec::new());
     }
-    let run = Run::new().map_err(|error| format!("{error:#}"))?;
+    let run = match Run::new() {
+        Ok(run) => run,
+        Err(error) => return (Err(format!("{error:#}")), Vec::new()),
+    };
     let problem = match catch_unwind(AssertUnwindSafe(|| (case.check)(&run))) {
-        Ok(Ok(outcome)) => return Ok(outcome),
+        Ok(Ok(outcome)) => return (Ok(outcome), run.notes()),
         Ok(Err(error)) => format!("{error:#}{}", places(&error)),
         Err(panic) => panic
             .downcast_ref::<String>()
@@ -219,7 +176,7 @@ fn attempt(case: &Case) -> Result<Outcome, String> {
             .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
             .unwrap_or_else(|| "panicked".into()),
     };
-    Err(format!("{problem}\n{}", run.log_ends()))
+    (Err(format!("{problem}\n{}", run.log_ends())), run.notes())
 }
 
 /// Where in our own sources an error came from, innermost first; empty without `RUST_BACKTRACE`.

@@ -14,7 +14,7 @@ pub(crate) fn cases() -> Vec<Case> {
     vec![
         rooted("testbed: a link's rate holds within 10 % each way, and changes while traffic flows", rates_hold),
         rooted("testbed: a cut link is cut, a restored one goes on", cut_and_restored),
-        rooted("testbed: what was started ends, with its children, and so do the namespaces", everything_ends),
+        rooted("testbed: what was started ends, with its children, and so do the namespaces", everything_ends).alone(),
     ]
 }
 

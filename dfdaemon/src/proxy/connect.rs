@@ -18,7 +18,7 @@ use super::handle::connected;
 use super::{Scope, Server, Via};
 use crate::body::Body;
 use crate::ca::Authority;
-use crate::io::IdleIo;
+use crate::io::{Break, IdleIo};
 use crate::metrics::{BytesFrom, Outcome, Way};
 
 /// Bytes buffered per direction of a tunnel.
@@ -127,7 +127,7 @@ impl Server {
         let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let scope = Scope::Intercepted { host: host.into(), name: name.into(), port };
         let via = Via { scope, ..via };
-        if is_h2 { self.http2(stream, via).await } else { self.http1(stream, via).await }
+        if is_h2 { self.http2(stream, via).await } else { self.http1(stream, via, &Break::default()).await }
     }
 
     async fn handshake(

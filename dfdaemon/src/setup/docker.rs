@@ -24,6 +24,12 @@ pub(super) fn plan(options: &Options, plan: &mut Plan) -> Result<(), SetupError>
             )));
         }
     }
+    // The CA lies outside of a test's root like any file the operator names.
+    let certificate = options
+        .docker_proxy_ca
+        .as_ref()
+        .map(|ca| std::fs::read(ca).map_err(|source| SetupError::File { what: "read", path: ca.clone(), source }));
+    let certificate = certificate.transpose()?;
     if let Some(address) = hub {
         let path = PathBuf::from(DAEMON_JSON);
         let before = read_text(&options.root, &path)?;
@@ -32,7 +38,7 @@ pub(super) fn plan(options: &Options, plan: &mut Plan) -> Result<(), SetupError>
         plan.edit(path, FileKind::DaemonJson, before.map(String::into_bytes), Some(after.into_bytes()));
         plan.notes.push("docker reads this at its next `systemctl reload docker`; running containers go on".into());
     }
-    if let Some(ca) = &options.docker_proxy_ca {
+    if let Some(certificate) = certificate {
         let address = options.proxy_addr;
         let drop_in = format!(
             "# Written by `dfdaemon setup docker`; `--undo` removes it.\n[Service]\n\
@@ -41,9 +47,6 @@ pub(super) fn plan(options: &Options, plan: &mut Plan) -> Result<(), SetupError>
         let path = PathBuf::from(DROP_IN);
         let before = read(&options.root, &path)?;
         plan.edit(path, FileKind::Own, before, Some(drop_in.into_bytes()));
-        // The CA lies outside of a test's root like any file the operator names.
-        let certificate =
-            std::fs::read(ca).map_err(|source| SetupError::File { what: "read", path: ca.clone(), source })?;
         for registry in &options.registries {
             let host = if registry.host == "docker.io" { "registry-1.docker.io" } else { &registry.host };
             let path = Path::new("/etc/docker/certs.d").join(host).join("skimmer-ca.crt");

@@ -89,6 +89,8 @@ pub(crate) enum Event {
     // --- this host ---
     ReadersMoved,
     Unwanted,
+    /// The store is full: if nobody here wants the task, let it go.
+    MakeRoom,
     StoreFailed(TaskError),
     DigestChecked(Result<(), TaskError>),
     Finished(Result<(), TaskError>),
@@ -106,7 +108,7 @@ pub(crate) enum Event {
 }
 
 /// What a supernode says, or does not say any more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum ClusterEvent {
     Opened {
         meta: Box<wire::TaskMeta>,
@@ -150,7 +152,6 @@ pub(crate) struct Actor {
     spec: TaskSpec,
     headers: HeaderMap,
     neighbours: HashMap<HostId, Neighbour>,
-    distrusted: HashSet<HostId>,
     connecting: HashSet<HostId>,
     unreachable: Vec<HostId>,
     /// Hosts that were named as neighbours, to be called again when nothing arrives.
@@ -163,6 +164,7 @@ pub(crate) struct Actor {
     announcer_wake: Option<Instant>,
     next_progress: Instant,
     unwanted_since: Option<Instant>,
+    leaving: bool,
     count_told: bool,
     finishing: bool,
     digest_running: bool,
@@ -202,7 +204,6 @@ impl Actor {
             spec: start.spec,
             headers: start.headers,
             neighbours: HashMap::new(),
-            distrusted: HashSet::new(),
             connecting: HashSet::new(),
             unreachable: Vec::new(),
             named: HashMap::new(),
@@ -212,6 +213,7 @@ impl Actor {
             announcer_wake: None,
             next_progress: Instant::now() + PROGRESS_EVERY,
             unwanted_since: None,
+            leaving: false,
             count_told: false,
             finishing: false,
             digest_running: false,
@@ -321,6 +323,7 @@ impl Actor {
             }
             Event::ReadersMoved => self.readers_moved(),
             Event::Unwanted => self.look_whether_wanted(),
+            Event::MakeRoom => self.leaving = !self.shared.is_wanted() && self.shared.ended().is_some(),
             Event::StoreFailed(error) => self.fail(error),
             Event::DigestChecked(result) => self.digest_checked(result),
             Event::Finished(result) => self.finished(result),
@@ -340,6 +343,7 @@ impl Actor {
     /// Goes on as the newly opened task would have begun.
     fn adopt(&mut self, start: Start) {
         self.unwanted_since = None;
+        self.leaving = false;
         if self.shared.ended().is_some() && !start.authority.is_own() {
             return;
         }
@@ -388,7 +392,8 @@ impl Actor {
             self.readers_moved();
         }
         self.tell_untold();
-        self.unwanted_since.is_some_and(|since| since + LINGER <= now) && !self.must_stay()
+        let lingered = self.unwanted_since.is_some_and(|since| since + LINGER <= now);
+        (lingered || self.leaving) && !self.must_stay()
     }
 
     /// Something is under way that ends soon and by itself.

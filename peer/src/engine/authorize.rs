@@ -2,18 +2,26 @@
 //! caller's own.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
 use parking_lot::Mutex;
-use proto::{TaskId, TaskSpec};
+use proto::{ByteRange, Kind, TaskId, TaskSpec};
 use tokio::time::Instant;
+use tracing::warn;
+use url::Url;
 
 use super::error::TaskError;
+use super::shared::Shared;
+use super::task::Task;
 use super::{Inner, origin};
 
 /// Answers remembered at most.
 const REMEMBERED_MAX: usize = 16 * 1024;
+
+/// Bytes that an origin has to show: no more than a packet, and nobody guesses them.
+const PROOF_BYTES: u64 = 1024;
 
 /// Yes-answers of origins, for a short time.
 #[derive(Debug)]
@@ -44,12 +52,13 @@ impl Authorizations {
 }
 
 /// A hash of everything in a request that could prove who asks. The headers themselves are not kept.
-fn fingerprint(spec: &TaskSpec, headers: &HeaderMap) -> [u8; 32] {
+fn fingerprint(question: &str, spec: &TaskSpec, headers: &HeaderMap) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("skimmer 2026 caller");
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
+    part(question.as_bytes());
     // The whole URL: a signature in its query is a credential too.
     part(spec.url.as_str().as_bytes());
     for (name, value) in headers {
@@ -61,11 +70,70 @@ fn fingerprint(spec: &TaskSpec, headers: &HeaderMap) -> [u8; 32] {
 
 /// Asks the origin whether this caller may have the task, unless it said yes a moment ago.
 pub(crate) async fn authorize(inner: &Inner, spec: &TaskSpec, headers: &HeaderMap) -> Result<(), TaskError> {
-    let key = (spec.id(), fingerprint(spec, headers));
+    let key = (spec.id(), fingerprint("may have", spec, headers));
     if inner.authorizations.is_allowed(&key) {
         return Ok(());
     }
     origin::may_have(inner, spec, headers.clone()).await?;
     inner.authorizations.allow(key);
     Ok(())
+}
+
+/// Before a blob that was fetched from one origin with credentials is given to a caller who names another origin, that
+/// one has to show that it has the blob: whoever knows a digest could otherwise name an origin of his own, which says
+/// yes to everybody. It is asked for some bytes that it cannot foresee.
+pub(crate) async fn prove(
+    inner: &Arc<Inner>,
+    spec: &TaskSpec,
+    headers: &HeaderMap,
+    shared: &Arc<Shared>,
+) -> Result<(), TaskError> {
+    if is_same_origin(&spec.url, &shared.content.spec().url) {
+        return Ok(());
+    }
+    let key = (spec.id(), fingerprint("has", spec, headers));
+    if inner.authorizations.is_allowed(&key) {
+        return Ok(());
+    }
+    let deadline = inner.config.open_timeout;
+    let shows = tokio::time::timeout(deadline, shows_possession(inner, spec, headers, shared)).await;
+    let late = || TaskError::new(Kind::Unavailable, format!("the origin did not show the content within {deadline:?}"));
+    if !shows.map_err(|_| late())?? {
+        warn!(task = ?shared.task, host = spec.url.host_str(), "an origin claims a content that it does not have");
+        return Err(TaskError::new(Kind::Forbidden, "this origin does not have the content that others gave"));
+    }
+    inner.authorizations.allow(key);
+    Ok(())
+}
+
+fn is_same_origin(one: &Url, other: &Url) -> bool {
+    one.host_str() == other.host_str() && one.port_or_known_default() == other.port_or_known_default()
+}
+
+async fn shows_possession(
+    inner: &Arc<Inner>,
+    spec: &TaskSpec,
+    headers: &HeaderMap,
+    shared: &Arc<Shared>,
+) -> Result<bool, TaskError> {
+    // While it is held, what is to be compared is fetched.
+    let task = Task::new(Arc::clone(shared));
+    let length = loop {
+        if let Some(length) = task.length() {
+            break length;
+        }
+        task.changed().await;
+        if let Some(Err(error)) = shared.ended() {
+            return Err(error);
+        }
+    };
+    let len = PROOF_BYTES.min(length);
+    let start = rand::random_range(0..=length - len);
+    let Some(range) = ByteRange::new(start, start + len) else { return Ok(true) };
+    let mut here = Vec::new();
+    let mut reader = task.reader(Some(range));
+    while let Some(bytes) = reader.next().await {
+        here.extend_from_slice(&bytes?);
+    }
+    Ok(here == origin::excerpt(inner, spec, headers.clone(), range).await?)
 }

@@ -77,8 +77,9 @@ struct Route {
 enum To {
     /// To its actor.
     Actor(mpsc::Sender<Event>),
-    /// It was opened, and its actor is about to begin: kept for it. So many callers are on their way there.
-    Opening { said: Vec<ClusterEvent>, callers: usize },
+    /// It was opened, and its actor is about to begin: kept for it. So many callers are on their way there; if none of
+    /// them arrives, because the origin lets none of them in, the actor that was there `before` goes on alone.
+    Opening { said: Vec<ClusterEvent>, callers: usize, before: Option<mpsc::Sender<Event>> },
 }
 
 #[derive(Debug)]
@@ -334,6 +335,14 @@ impl Cluster {
                 let task = hashes.task_id.clone();
                 self.for_task(&task, ClusterEvent::Hashes(hashes))
             }
+            Said::Verify(verify) => {
+                if let (Ok(task), Ok(generation)) =
+                    (TaskId::from_bytes(&verify.task_id), Generation::from_bytes(&verify.generation))
+                {
+                    inner.verify(task, generation);
+                }
+                None
+            }
             Said::Discard(discard) => {
                 // Whether or not anybody uses the content just now.
                 if let (Ok(task), Ok(generation)) =
@@ -362,12 +371,14 @@ impl Cluster {
             return state.routes.get_mut(&task)?.take(opened);
         }
         let owner = state.owner(task);
-        // An actor that was there before hears of it too: its generation may have been replaced.
-        let to_old = match state.routes.remove(&task) {
-            Some(Route { to: To::Actor(events), .. }) => Some((events, opened)),
-            _ => None,
+        let (before, callers) = match state.routes.remove(&task).map(|route| route.to) {
+            Some(To::Actor(events)) => (Some(events), 0),
+            Some(To::Opening { before, callers, .. }) => (before, callers),
+            None => (None, 0),
         };
-        let to = To::Opening { said: Vec::new(), callers: waiting.len() };
+        // An actor that was there before hears of it too: its generation may have been replaced.
+        let to_old = before.clone().map(|events| (events, opened));
+        let to = To::Opening { said: Vec::new(), callers: callers + waiting.len(), before };
         state.routes.insert(task, Route { to, owner });
         // Callers who are gone drop what they are sent, which takes the lock.
         drop(state);
@@ -412,11 +423,15 @@ impl Drop for Opening {
             return;
         }
         let mut state = self.cluster.state.lock();
-        if let Some(Route { to: To::Opening { callers, .. }, .. }) = state.routes.get_mut(&self.task) {
-            *callers = callers.saturating_sub(1);
-            if *callers == 0 {
-                state.forget(self.task, false);
-            }
+        let Some(route) = state.routes.get_mut(&self.task) else { return };
+        let To::Opening { callers, before, .. } = &mut route.to else { return };
+        *callers = callers.saturating_sub(1);
+        if *callers > 0 {
+            return;
+        }
+        match before.take().filter(|events| !events.is_closed()) {
+            Some(events) => route.to = To::Actor(events),
+            None => state.forget(self.task, false),
         }
     }
 }
@@ -426,7 +441,8 @@ impl Route {
     fn take(&mut self, event: ClusterEvent) -> Option<(mpsc::Sender<Event>, ClusterEvent)> {
         match &mut self.to {
             To::Actor(events) => Some((events.clone(), event)),
-            To::Opening { said, .. } => {
+            To::Opening { said, before, .. } => {
+                let to_old = before.clone().map(|events| (events, event.clone()));
                 if said.len() >= SAID_MAX {
                     // It will be opened again, and everything said anew.
                     said.clear();
@@ -434,7 +450,7 @@ impl Route {
                 } else {
                     said.push(event);
                 }
-                None
+                to_old
             }
         }
     }

@@ -316,7 +316,7 @@ async fn receive_content(
     // The next piece is received while this one is written. The buffer budget bounds how many wait here.
     let inner = Arc::clone(inner);
     tokio::task::spawn_blocking(move || {
-        let written = request.shared.content.write_piece(request.piece, &buffer[..length], hash);
+        let written = inner.with_room(|| request.shared.content.write_piece(request.piece, &buffer[..length], hash));
         drop(buffer);
         match written {
             Ok(news) => {

@@ -24,6 +24,8 @@ const REDIAL_AFTER: Duration = Duration::from_secs(2);
 const LINKS_MAX: usize = 1024;
 /// Tasks of which one neighbour may want to be told: far more than anybody downloads at once.
 const SUBSCRIPTIONS_MAX: usize = 16 * 1024;
+/// Hosts remembered for having served bad pieces at most.
+const DISTRUSTED_MAX: usize = 4096;
 /// Metadata asked of a neighbour must come within this time.
 const META_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -42,6 +44,8 @@ pub(crate) struct Mesh {
     /// Who wants to be told of which task.
     subscribers: Mutex<HashMap<(TaskId, Generation), Vec<HostId>>>,
     metas: Mutex<HashMap<(HostId, TaskId), MetaWaiters>>,
+    /// Hosts that served a bad piece, and until when nothing is asked of them.
+    distrusted: Mutex<HashMap<HostId, tokio::time::Instant>>,
     /// Hosts met lately, for when no supernode answers.
     known: Mutex<HashMap<HostId, wire::HostInfo>>,
     /// Numbers of requests, over all links: a host pair may have several, one after the other and at once.
@@ -56,6 +60,7 @@ impl Default for Mesh {
             failed: Mutex::default(),
             subscribers: Mutex::default(),
             metas: Mutex::default(),
+            distrusted: Mutex::default(),
             known: Mutex::default(),
             // Not where an earlier process of this host began: what that one asked for may still be under way.
             requests: AtomicU64::new(u64::from(rand::random::<u32>()) << 24),
@@ -112,6 +117,20 @@ impl Mesh {
         }
     }
 
+    /// Asks nothing of a host for a while, for no task.
+    pub(crate) fn distrust(&self, host: HostId, time: Duration) {
+        let now = tokio::time::Instant::now();
+        let mut distrusted = self.distrusted.lock();
+        distrusted.retain(|_, until| *until > now);
+        if distrusted.len() < DISTRUSTED_MAX {
+            distrusted.insert(host, now + time);
+        }
+    }
+
+    pub(crate) fn is_distrusted(&self, host: HostId) -> bool {
+        self.distrusted.lock().get(&host).is_some_and(|until| *until > tokio::time::Instant::now())
+    }
+
     fn remember(&self, info: &wire::HostInfo) {
         let Ok(host) = info.id() else { return };
         let mut known = self.known.lock();
@@ -124,7 +143,7 @@ impl Mesh {
 /// A link to this host: the one there is, or a new one. `None` when it cannot be reached now.
 pub(crate) async fn connect(inner: &Arc<Inner>, info: &wire::HostInfo) -> Option<Arc<Link>> {
     let host = info.id().ok()?;
-    if host == inner.host_id {
+    if host == inner.host_id || inner.mesh.is_distrusted(host) {
         return None;
     }
     inner.mesh.remember(info);

@@ -20,12 +20,14 @@ pub struct EngineMetrics {
     pub distrusted_peers: Counter,
     /// Contents that were not what their digest says.
     pub corrupt_tasks: Counter,
+    /// Contents of this host's store that were found spoilt after somebody complained.
+    pub spoilt_tasks: Counter,
 }
 
 impl EngineMetrics {
     /// Makes the counters visible.
     pub fn register(&self, registry: &mut Registry) {
-        let rows: [(&str, &str, &Counter); 7] = [
+        let rows: [(&str, &str, &Counter); 8] = [
             ("received_bytes", "Bytes of pieces received from other hosts and stored", &self.bytes_from_peers),
             ("origin_bytes", "Bytes read from origins", &self.bytes_from_origin),
             ("duplicate_bytes", "Bytes of pieces received that were not needed any more", &self.bytes_duplicate),
@@ -33,6 +35,7 @@ impl EngineMetrics {
             ("bad_pieces", "Pieces received that were not what their hash says", &self.bad_pieces),
             ("distrusted_peers", "Peers cut off for serving a bad piece", &self.distrusted_peers),
             ("corrupt_tasks", "Contents that were not what their digest says", &self.corrupt_tasks),
+            ("spoilt_tasks", "Contents of this host's own store that were found spoilt", &self.spoilt_tasks),
         ];
         for (name, help, counter) in rows {
             registry.register(name, help, counter.clone());

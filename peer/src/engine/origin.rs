@@ -1,7 +1,7 @@
 //! Reading a task from its origin: what the origin says of it, and its bytes as pieces.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -42,6 +42,8 @@ pub(crate) struct Caller {
     pub(crate) headers: HeaderMap,
     /// A limit besides the task's.
     pub(crate) limit: Option<Limit>,
+    /// Counts the bytes read.
+    pub(crate) read: Arc<AtomicU64>,
 }
 
 /// What happens while the origin is read.
@@ -183,6 +185,24 @@ pub(crate) async fn may_have(inner: &Inner, spec: &TaskSpec, headers: HeaderMap)
     }
 }
 
+/// A few bytes of the content as the origin has it for this caller.
+pub(crate) async fn excerpt(
+    inner: &Inner,
+    spec: &TaskSpec,
+    headers: HeaderMap,
+    range: ByteRange,
+) -> Result<Vec<u8>, TaskError> {
+    let response = inner.source.get(request(inner, spec, headers, Some(range))).await?;
+    let mut bytes = positioned(spec, response, range.start());
+    let len = usize::try_from(range.len()).expect("a few bytes");
+    let mut excerpt = Vec::with_capacity(len);
+    while excerpt.len() < len {
+        let Some(chunk) = bytes.next().await? else { break };
+        excerpt.extend_from_slice(&chunk[..chunk.len().min(len - excerpt.len())]);
+    }
+    Ok(excerpt)
+}
+
 /// Reads pieces `from` to `to` (not included; `None` = to the end) and stores them, telling the task's actor.
 pub(crate) async fn read(
     inner: Arc<Inner>,
@@ -240,22 +260,48 @@ async fn read_run(
             filled += chunk.len();
         }
         inner.metrics.bytes_from_origin.inc_by(filled as u64);
+        caller.read.fetch_add(filled as u64, Ordering::Relaxed);
         if filled < len {
             finish_writes(&mut writes).await?;
+            still_current(inner, shared, caller).await?;
             return body_ended(shared, layout, piece, &buffer[..filled]).await;
+        }
+        let is_last = piece.0 + 1 >= end || layout.count().is_some_and(|count| piece.0 + 1 >= count);
+        if is_last {
+            still_current(inner, shared, caller).await?;
         }
         // The next piece is received while this one is written; writing must not fall far behind, though.
         while writes.len() >= WRITES_MAX {
             joined(writes.join_next().await)?;
         }
         writes.spawn_blocking({
-            let shared = Arc::clone(shared);
+            let (inner, shared) = (Arc::clone(inner), Arc::clone(shared));
             let hash = hasher.finish();
-            move || store(&shared, piece, buffer, filled, hash)
+            move || store(&inner, &shared, piece, buffer, filled, hash)
         });
         piece = PieceIndex(piece.0 + 1);
     }
     finish_writes(&mut writes).await
+}
+
+/// Makes sure that what was read is of one generation: a file that is written to in place while it is sent changes
+/// under a running answer. Without a digest only the origin can tell, after the last byte and before the last piece is
+/// given to anyone. Where it does not tell (no validators, a token that has expired), its one answer has to do.
+async fn still_current(inner: &Inner, shared: &Shared, caller: &Caller) -> Result<(), TaskError> {
+    let generation = shared.generation;
+    let is_told = Generation::of_validators(&validators_of(&shared.content)) == Some(generation);
+    if shared.content.digest().is_some() || !is_told {
+        return Ok(());
+    }
+    let differs = |told: Result<OriginResponse, SourceError>| {
+        told.is_ok_and(|response| Generation::of_validators(&response.validators).is_some_and(|now| now != generation))
+    };
+    let ask = |range| request(inner, &caller.spec, caller.headers.clone(), range);
+    // Some origins answer `HEAD` otherwise than `GET`.
+    if differs(inner.source.head(ask(None)).await) && differs(inner.source.get(ask(ByteRange::new(0, 1))).await) {
+        return Err(TaskError::new(Kind::Conflict, "the content changed at its origin during the download"));
+    }
+    Ok(())
 }
 
 /// Waits until everything that was read is stored.
@@ -310,13 +356,14 @@ async fn body_ended(
 
 /// Stores a piece; blocks.
 fn store(
+    inner: &Inner,
     shared: &Arc<Shared>,
     piece: PieceIndex,
     buffer: super::buffers::Buffer,
     len: usize,
     hash: PieceHash,
 ) -> Result<(), TaskError> {
-    if shared.content.write_piece(piece, &buffer[..len], hash)? {
+    if inner.with_room(|| shared.content.write_piece(piece, &buffer[..len], hash))? {
         shared.counters.from_origin.fetch_add(len as u64, Ordering::Relaxed);
     }
     drop(buffer);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use proto::frame::HASHES_PER_MESSAGE_MAX;
@@ -15,6 +16,8 @@ use super::seed::{Known, checked_meta, meta_of};
 
 /// Neighbours asked for a task at most.
 const ASKED_MAX: usize = 32;
+/// A neighbour has to be reached and to answer within this time.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Without a digest from the user, so many different hosts must tell the same root.
 const AGREEING_MIN: usize = 2;
 /// Pages of hashes asked for at most; with the largest pieces, a content of a terabyte.
@@ -46,10 +49,15 @@ pub(crate) async fn answer(inner: &Arc<Inner>, task: TaskId, ask: &wire::AskMeta
 pub(crate) async fn ask_neighbours(inner: &Arc<Inner>, spec: &TaskSpec) -> Option<(Known, Vec<wire::HostInfo>)> {
     let task = spec.id();
     let known = inner.mesh.known();
-    let answers = join_all(known.iter().take(ASKED_MAX).map(|info| async move {
-        let link = mesh::connect(inner, info).await?;
-        let meta = mesh::ask_meta(inner, &link, task, &[], 0).await?;
-        meta.meta.is_some().then_some((link, meta))
+    // A seed that is not linked any more went with its supernode.
+    let may_answer = |info: &&wire::HostInfo| !info.seed || info.id().is_ok_and(|host| inner.mesh.get(host).is_some());
+    let answers = join_all(known.iter().filter(may_answer).take(ASKED_MAX).map(|info| async move {
+        let asking = async {
+            let link = mesh::connect(inner, info).await?;
+            let meta = mesh::ask_meta(inner, &link, task, &[], 0).await?;
+            meta.meta.is_some().then_some((link, meta))
+        };
+        tokio::time::timeout(ASK_TIMEOUT, asking).await.ok().flatten()
     }))
     .await;
     let mut agreeing: HashMap<Version, Vec<(Arc<Link>, wire::Meta)>> = HashMap::new();

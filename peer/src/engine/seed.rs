@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use http::HeaderMap;
 use proto::{Generation, PieceHash, PieceLayout, Root, TaskSpec, wire};
@@ -27,6 +28,8 @@ pub struct SeedRequest {
     pub holders: Vec<wire::HostInfo>,
     /// What a sibling supernode told of it.
     pub known: Option<Known>,
+    /// Grows with every byte read from the origin.
+    pub origin_bytes: Arc<AtomicU64>,
 }
 
 /// Metadata and hashes from a sibling supernode.
@@ -132,6 +135,11 @@ impl Engine {
         });
     }
 
+    /// Hashes a content again: a host says that it was served a bad piece of it.
+    pub fn verify(&self, task: proto::TaskId, generation: Generation) {
+        self.inner.verify(task, generation);
+    }
+
     /// Throws a generation away: it proved wrong.
     pub fn discard(&self, task: proto::TaskId, generation: Generation, reason: &str) {
         self.inner.discard(task, generation, reason);
@@ -181,7 +189,7 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
     send_stored(&content, &news).await;
     let start = Start {
         spec: request.spec.clone(),
-        authority: Authority::Own { news: Some(news.clone()) },
+        authority: Authority::Own { news: Some(news.clone()), origin_bytes: request.origin_bytes },
         body,
         headers: headers.clone(),
         peers: request.holders,
@@ -237,9 +245,12 @@ pub(crate) fn meta_of(content: &Content, spec: &TaskSpec) -> wire::TaskMeta {
     }
 }
 
-/// A spec as it may be stored and told: without credentials and signatures in its URL.
+/// A spec as it may be stored and told: without credentials in its URL, and so without its query, any part of which
+/// may be one. The task's id is not computed from it again.
 pub(crate) fn without_secrets(spec: &TaskSpec) -> TaskSpec {
-    TaskSpec { url: proto::content_url(&spec.url, &spec.filtered_query_params), ..spec.clone() }
+    let mut url = proto::content_url(&spec.url, &spec.filtered_query_params);
+    url.set_query(None);
+    TaskSpec { url, ..spec.clone() }
 }
 
 /// The layout and generation that metadata from the wire speak of, checked.

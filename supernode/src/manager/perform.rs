@@ -44,12 +44,24 @@ impl Manager {
                 if self.is_seed(host) {
                     self.inner.engine.discard(task, generation, "it proved wrong");
                 } else {
+                    let failure = state.tasks.get(&task).and_then(|entry| entry.failure.as_ref());
                     let discard = wire::Discard {
                         task_id: task.to_bytes().to_vec().into(),
                         generation: generation.to_bytes().to_vec().into(),
-                        reason: "it does not have the digest that was asked for".to_owned(),
+                        reason: failure.map_or_else(|| "it proved wrong".to_owned(), ToString::to_string),
                     };
                     say(state, host, Say::Discard(discard));
+                }
+            }
+            SchedulerAction::Verify { host, task, generation } => {
+                if self.is_seed(host) {
+                    self.inner.engine.verify(task, generation);
+                } else {
+                    let verify = wire::Verify {
+                        task_id: task.to_bytes().to_vec().into(),
+                        generation: generation.to_bytes().to_vec().into(),
+                    };
+                    say(state, host, Say::Verify(verify));
                 }
             }
             SchedulerAction::Forget { task } => {
@@ -145,17 +157,16 @@ fn say(state: &mut State, host: HostId, what: Say) {
 }
 
 fn refusal(state: &State, task: TaskId, why: RefuseReason) -> TaskError {
+    let failure = state.tasks.get(&task).and_then(|entry| entry.failure.clone());
     match why {
-        RefuseReason::SeedFailed => state
-            .tasks
-            .get(&task)
-            .and_then(|entry| entry.failure.clone())
-            .unwrap_or_else(|| TaskError::new(Kind::Unavailable, "the supernode could not read the origin")),
+        RefuseReason::SeedFailed => {
+            failure.unwrap_or_else(|| TaskError::new(Kind::Unavailable, "the supernode could not read the origin"))
+        }
         RefuseReason::NeverOrigin => {
             TaskError::new(Kind::Unavailable, "no host has the content, and going back to the origin is disabled")
         }
-        RefuseReason::Quarantined => {
+        RefuseReason::Quarantined => failure.unwrap_or_else(|| {
             TaskError::new(Kind::Corrupt, "the content does not have the digest that was asked for")
-        }
+        }),
     }
 }

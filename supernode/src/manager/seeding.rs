@@ -1,5 +1,7 @@
 //! Our own seed: started for tasks nobody has, its news turned into what the scheduler and the hosts are told.
 
+use std::sync::Arc;
+
 use peer::engine::{Known, News, SeedRequest};
 use proto::frame::HASHES_PER_MESSAGE_MAX;
 use proto::{HostId, PieceLayout, TaskId, wire};
@@ -21,7 +23,11 @@ impl Manager {
         holders: Vec<wire::HostInfo>,
     ) {
         let Some(entry) = state.tasks.get_mut(&task) else { return };
-        let (spec, headers) = entry.caller(on_behalf_of);
+        let Some((spec, headers)) = entry.caller(on_behalf_of) else {
+            // It is gone: what is kept of its URL is not enough to read the origin by.
+            let event = SchedulerEvent::SeedFailed { task, on_behalf_of, credentials_refused: true };
+            return self.handle(state, event);
+        };
         if entry.seeding {
             if std::mem::take(&mut entry.waits) {
                 debug!(?task, "the seed goes on with another caller's credentials");
@@ -40,7 +46,13 @@ impl Manager {
         entry.lender = Some(on_behalf_of);
         entry.seeds += 1;
         let number = entry.seeds;
-        let request = SeedRequest { spec, headers, holders, known: entry.known.clone() };
+        let request = SeedRequest {
+            spec,
+            headers,
+            holders,
+            known: entry.known.clone(),
+            origin_bytes: Arc::clone(&entry.origin_bytes),
+        };
         let manager = self.clone();
         self.inner.tracker.spawn(async move {
             let mut news = manager.inner.engine.seed(request);

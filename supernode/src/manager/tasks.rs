@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::HeaderMap;
 use peer::engine::{Known, TaskError};
@@ -35,6 +37,8 @@ pub(super) struct TaskEntry {
     pub(super) waits: bool,
     /// When a sibling told of it last.
     pub(super) told_at: tokio::time::Instant,
+    /// Bytes that our seed has read from the origin.
+    pub(super) origin_bytes: Arc<AtomicU64>,
     pub(super) state: &'static str,
 }
 
@@ -72,6 +76,7 @@ impl TaskEntry {
             lender: None,
             waits: false,
             told_at: tokio::time::Instant::now(),
+            origin_bytes: Arc::default(),
             state: "pending",
         }
     }
@@ -86,12 +91,9 @@ impl TaskEntry {
         self.callers.remove(&host);
     }
 
-    /// The URL and headers by which this host may read the origin.
-    pub(super) fn caller(&self, host: HostId) -> (TaskSpec, HeaderMap) {
-        self.callers.get(&host).map_or_else(
-            || (self.spec.clone(), HeaderMap::new()),
-            |caller| (caller.spec.clone(), caller.headers.clone()),
-        )
+    /// The URL and headers by which this host may read the origin, while it waits for the task.
+    pub(super) fn caller(&self, host: HostId) -> Option<(TaskSpec, HeaderMap)> {
+        self.callers.get(&host).map(|caller| (caller.spec.clone(), caller.headers.clone()))
     }
 
     pub(super) fn generation(&self) -> Option<Generation> {
@@ -157,7 +159,7 @@ impl TaskEntry {
             piece_len: self.meta.as_ref().map_or(0, |meta| meta.piece_len),
             pieces_seeded: self.known_hashes(),
             state: self.state.to_owned(),
-            origin_bytes: 0,
+            origin_bytes: self.origin_bytes.load(Ordering::Relaxed),
             peers: u32::try_from(self.opened.len()).unwrap_or(u32::MAX),
         }
     }

@@ -7,10 +7,21 @@ use super::{RefuseReason, Scheduler, SchedulerAction, TASKS_PER_HOST_MAX};
 use crate::Time;
 
 impl Scheduler {
-    pub(super) fn bad_piece(&mut self, reporter: HostId, id: TaskId, from: HostId) {
+    pub(super) fn bad_piece(
+        &mut self,
+        reporter: HostId,
+        id: TaskId,
+        generation: Generation,
+        from: HostId,
+        actions: &mut Vec<SchedulerAction>,
+    ) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
         // Only who was given the accused as a neighbour can have been served by it.
-        if !task.graph.are_neighbours(reporter, from) || Some(from) == self.own_seed {
+        if !task.graph.are_neighbours(reporter, from) {
+            return;
+        }
+        actions.push(SchedulerAction::Verify { host: from, task: id, generation });
+        if Some(from) == self.own_seed {
             return;
         }
         task.graph.part(reporter, from);

@@ -4,7 +4,10 @@ use std::{
     fs,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -17,6 +20,7 @@ const LOG_END_BYTES: u64 = 4096;
 pub struct Run {
     folder: tempfile::TempDir,
     next: AtomicU32,
+    notes: Mutex<Vec<String>>,
 }
 
 impl Run {
@@ -34,7 +38,7 @@ impl Run {
         for sub in ["logs", "data"] {
             fs::create_dir(folder.path().join(sub))?;
         }
-        Ok(Self { folder, next: AtomicU32::new(0) })
+        Ok(Self { folder, next: AtomicU32::new(0), notes: Mutex::default() })
     }
 
     /// The folder.
@@ -58,6 +62,17 @@ impl Run {
         let path = self.path().join("data").join(format!("{number:02}-{name}"));
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Keeps a figure for people: it is shown with the outcome.
+    pub fn note(&self, text: impl Into<String>) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push(text.into());
+    }
+
+    /// The figures kept so far.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The ends of all logs that hold anything, in the order the programs were started.

@@ -106,17 +106,21 @@ pub(super) fn rotten_disk(run: &Run) -> CaseResult {
     // It learns of it, and does not give the bad copy to its own users.
     let right = || Ok(same(&proxied(rotten).get(&url)?.body, &content).is_ok());
     probe::wait_until("the rotten copy is found out", SETTLE, right)?;
+    let spoilt = probe::metric(rotten, "skimmer_peer_spoilt_tasks_total")?;
+    ensure!(spoilt == 1, "{spoilt} spoilt contents are counted");
     Ok(Outcome::Passed)
 }
 
-/// Flips one bit in every 64 KiB, in place.
+/// Flips one bit in every 64 KiB, in place, and lets the file look as if nothing had been written to it.
 fn flip_everywhere(path: &std::path::Path) -> anyhow::Result<()> {
     use std::os::unix::fs::FileExt;
     let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
-    for at in (100..file.metadata()?.len()).step_by(64 * 1024) {
+    let metadata = file.metadata()?;
+    for at in (100..metadata.len()).step_by(64 * 1024) {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at)?;
         file.write_all_at(&[byte[0] ^ 4], at)?;
     }
+    file.set_modified(metadata.modified()?)?;
     Ok(())
 }

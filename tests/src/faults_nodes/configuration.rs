@@ -7,9 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::{Finished, Net, Run, bin_dir};
+use harness::{Cluster, Finished, LinkSpec, Net, Run, Signal, bin_dir};
 
-use crate::runner::{Case, CaseResult, Outcome, anywhere};
+use crate::{
+    faults_data::probe::{SETTLE, wait_until},
+    runner::{Case, CaseResult, Outcome, anywhere, rooted},
+};
 
 const ASK: Duration = Duration::from_secs(20);
 const SERVERS: [&str; 3] = ["dfdaemon", "supernode", "config-service"];
@@ -21,6 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
         anywhere("faults: bad flags of every program: exit code 2, the flag is named", flags),
         anywhere("faults: bad configuration: every problem listed with its place, exit code 2", files),
         anywhere("faults: bad environment: every problem listed with its place, exit code 2", environment),
+        rooted("configuration: SIGHUP has rates and log level read again; a bad file changes nothing", hang_up),
         anywhere("configuration: defaults printed pass the check, and so do the documented files", defaults),
     ]
 }
@@ -196,4 +200,32 @@ fn defaults(run: &Run) -> CaseResult {
     });
     results.extend(documented);
     all(results)
+}
+
+fn hang_up(run: &Run) -> CaseResult {
+    let net = Net::new(&[("s0", LinkSpec::default()), ("a", LinkSpec::default())])?;
+    let mut cluster = Cluster::builder(&net, run).supernode("s0").daemon("a").start()?;
+    cluster.wait_sessions()?;
+    let daemon = cluster.daemon("a");
+    let written = fs::read_to_string(daemon.config())?;
+    let mut change = |lines: &str| -> Result<()> {
+        fs::write(daemon.config(), format!("{written}\n{lines}"))?;
+        daemon.process().signal(Signal::HUP)
+    };
+    change("[rates]\ndownload = \"33MB/s\"\n[log]\nlevel = \"debug\"\n")?;
+    let daemon = cluster.daemon_on("a");
+    let download = || -> Result<_> { Ok(daemon.api("/api/skimmer/v1/rates")?.json()?["download"].clone()) };
+    wait_until("the rate is taken over", SETTLE, || Ok(download()? == "33MB/s"))?;
+    wait_until("the log goes down to debug", SETTLE, || {
+        daemon.api("/healthz")?;
+        Ok(daemon.log()?.contains("DEBUG"))
+    })?;
+    let daemon = cluster.daemon("a");
+    fs::write(daemon.config(), format!("{written}\n[rates]\ndownload = \"much\"\n"))?;
+    daemon.process().signal(Signal::HUP)?;
+    let daemon = cluster.daemon_on("a");
+    wait_until("the bad file is logged", SETTLE, || Ok(daemon.log()?.contains("rates.download")))?;
+    let rate = daemon.api("/api/skimmer/v1/rates")?.json()?["download"].clone();
+    ensure!(rate == "33MB/s", "a bad file changed the rate to {rate}");
+    Ok(Outcome::Passed)
 }

@@ -48,7 +48,7 @@ fn dfget(run: &Run) -> CaseResult {
             ensure!(digest_of(&output)? == digest, "the file is not the origin's");
             told(share, away, host.counters()?.since(before).received_bytes, FILE_BYTES)
         };
-        report(&mut problems, &format!("dfget at {:.0} %", point * 100.0), round());
+        report(run, &mut problems, &format!("dfget at {:.0} %", point * 100.0), round());
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(Outcome::Passed)
@@ -60,7 +60,7 @@ fn docker(run: &Run) -> CaseResult {
     let mut problems = Vec::new();
     for (number, (point, away)) in POINTS.into_iter().zip(AWAY).enumerate() {
         let round = docker_round(run, &net, &registry, number as u64, point, away);
-        report(&mut problems, &format!("docker at {:.0} %", point * 100.0), round);
+        report(run, &mut problems, &format!("docker at {:.0} %", point * 100.0), round);
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(Outcome::Passed)
@@ -110,11 +110,11 @@ fn told(share: f64, away: Duration, received: u64, bytes: u64) -> Result<String>
     Ok(text)
 }
 
-pub(super) fn report(problems: &mut Vec<String>, what: &str, result: Result<String>) {
+pub(super) fn report(run: &Run, problems: &mut Vec<String>, what: &str, result: Result<String>) {
     match result {
-        Ok(text) => eprintln!("\n    {what}: {text}"),
+        Ok(text) => run.note(format!("{what}: {text}")),
         Err(error) => {
-            eprintln!("\n    {what}: FAILED: {error:#}");
+            run.note(format!("{what}: FAILED: {error:#}"));
             problems.push(format!("{what}: {error:#}"));
         }
     }

@@ -312,7 +312,7 @@ fn every_port(run: &Run) -> CaseResult {
         problems
     });
     let mut problems = problems;
-    eprintln!("\n    {} downloads of {FILE_BYTES} bytes finished meanwhile", served.load(Ordering::Relaxed));
+    run.note(format!("{} downloads of {FILE_BYTES} bytes finished meanwhile", served.load(Ordering::Relaxed)));
     let mut nodes: Vec<(&str, &mut Daemon)> = Vec::new();
     nodes.extend(cluster.config_service.as_mut().map(|daemon| ("config-service", daemon)));
     nodes.extend(cluster.supernodes.iter_mut().map(|daemon| ("supernode", daemon)));
@@ -324,7 +324,7 @@ fn every_port(run: &Run) -> CaseResult {
             continue;
         }
         let peak = node.process().memory()?.peak_bytes;
-        eprintln!("    {what} on {host}: at most {} MiB", peak >> 20);
+        run.note(format!("{what} on {host}: at most {} MiB", peak >> 20));
         if peak > MEMORY_MAX {
             problems.push(format!("{what} on {host} needed {} MiB", peak >> 20));
         }

@@ -63,7 +63,7 @@ fn cut(run: &Run) -> CaseResult {
         };
         let result = round();
         net.host(victim).restore()?;
-        report(&mut problems, &format!("link of {victim}"), result);
+        report(run, &mut problems, &format!("link of {victim}"), result);
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(Outcome::Passed)
@@ -123,7 +123,7 @@ fn stop(run: &Run) -> CaseResult {
             ensure!(status.success(), "ended with {status}");
             Ok(format!("stopped after {:.2} s", asked.elapsed().as_secs_f64()))
         };
-        report(&mut problems, name, round());
+        report(run, &mut problems, name, round());
     }
     // A body that was cut short must not look whole.
     let status = curl.wait(FINISH)?;
@@ -252,7 +252,7 @@ fn several_cards(run: &Run) -> CaseResult {
         ensure!(told.iter().any(|address| address.starts_with(&prefix)), "no address of eth{card} among {told:?}");
     }
     let text = from_neighbour(run, &net, &cluster)?;
-    eprintln!("\n    a tells {told:?}: {text}");
+    run.note(format!("a tells {told:?}: {text}"));
     Ok(Outcome::Passed)
 }
 
@@ -265,7 +265,7 @@ fn ipv6_only(run: &Run) -> CaseResult {
     let told = addresses(cluster.daemon_on("a"))?;
     ensure!(told.iter().all(|address| address.starts_with("[fd00:")), "not only IPv6: {told:?}");
     let text = from_neighbour(run, &net, &cluster)?;
-    eprintln!("\n    a tells {told:?}: {text}");
+    run.note(format!("a tells {told:?}: {text}"));
     Ok(Outcome::Passed)
 }
 
@@ -291,7 +291,7 @@ fn advertised(run: &Run) -> CaseResult {
     let before = net.host("a").counters_of(1)?;
     let text = from_neighbour(run, &net, &cluster)?;
     let over_second = net.host("a").counters_of(1)?.since(before).sent_bytes;
-    eprintln!("\n    a tells {told:?}: {text}, {over_second} bytes over its second card");
+    run.note(format!("a tells {told:?}: {text}, {over_second} bytes over its second card"));
     ensure!(over_second as f64 > FILE_BYTES as f64 * 0.7, "only {over_second} bytes went over the second card");
     Ok(Outcome::Passed)
 }

@@ -110,11 +110,11 @@ fn running(run: &Run) -> CaseResult {
     let killed = Instant::now();
     all_end(&mut downloads, &digest)?;
     let copies = ratio(files.bytes_sent("p2p/running")?, RUNNING_BYTES);
-    eprintln!(
-        "\n    killed when h15 had {:.0} %, all 16 finished {:.1} s later, origin copies {copies:.3}",
+    run.note(format!(
+        "killed when h15 had {:.0} %, all 16 finished {:.1} s later, origin copies {copies:.3}",
         share * 100.0,
         killed.elapsed().as_secs_f64()
-    );
+    ));
     // The seed was ahead of everybody, and its neighbours have between them all that it gave away.
     ensure!(copies <= 1.10, "the origin was read {copies:.3} times");
     Ok(Outcome::Passed)
@@ -137,7 +137,10 @@ fn new_ones(run: &Run) -> CaseResult {
     let started = Instant::now();
     all_end(&mut all_download(run, &cluster, &bed.names[HOLDERS..2 * HOLDERS], &files.url("p2p/held"))?, &held)?;
     let read_again = files.bytes_sent("p2p/held")? - read_before;
-    eprintln!("\n    held by neighbours: {:.1} s, {read_again} bytes from the origin", started.elapsed().as_secs_f64());
+    run.note(format!(
+        "held by neighbours: {:.1} s, {read_again} bytes from the origin",
+        started.elapsed().as_secs_f64()
+    ));
     ensure!(read_again == 0, "{read_again} bytes that neighbours have were read from the origin");
 
     never_origin(run, &cluster, &bed, &files)?;
@@ -151,7 +154,7 @@ fn never_origin(run: &Run, cluster: &Cluster, bed: &Bed, files: &FileServer) -> 
     let dfget = daemon.dfget(&files.url("p2p/new"), &output(run)?)?.arg("--disable-back-to-source");
     let finished = dfget.output(FINISH).context("dfget --disable-back-to-source")?;
     let code = finished.status.code();
-    eprintln!("\n    --disable-back-to-source: exit {code:?} after {:.2} s", finished.elapsed.as_secs_f64());
+    run.note(format!("--disable-back-to-source: exit {code:?} after {:.2} s", finished.elapsed.as_secs_f64()));
     ensure!(code == Some(NO_PEER), "exit code {code:?}, not {NO_PEER}: {}", finished.stderr.trim());
     ensure!(finished.elapsed < AT_ONCE, "it took {:?}", finished.elapsed);
     ensure!(files.bytes_sent("p2p/new")? == 0, "the origin was read");
@@ -177,12 +180,12 @@ fn late_and_slowly(run: &Run, cluster: &Cluster, bed: &Bed, files: &FileServer, 
     all_end(&mut downloads, new)?;
     let took = started.elapsed();
     let copies = ratio(files.bytes_sent("p2p/new")?, NEW_BYTES);
-    eprintln!(
-        "\n    held by nobody: read from {:.2} s on, {} hosts done after {:.2} s, origin copies {copies:.2}",
+    run.note(format!(
+        "held by nobody: read from {:.2} s on, {} hosts done after {:.2} s, origin copies {copies:.2}",
         began.as_secs_f64(),
         hosts.len(),
         took.as_secs_f64()
-    );
+    ));
     ensure!(began >= DELAY_MIN.mul_f64(0.95), "the origin was read after {began:?}, before {DELAY_MIN:?}");
     ensure!(
         began <= DELAY_MAX + Duration::from_secs(5),

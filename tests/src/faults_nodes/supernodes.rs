@@ -102,9 +102,9 @@ fn under(run: &Run, client: Client) -> CaseResult {
         let point = FIRST_POINT + POINT_STEP * number as f64;
         let told = format!("{client:?} {fault:?} at {:.0} %", point * 100.0);
         match one(run, &net, &origin, client, fault, point, number as u64) {
-            Ok(text) => eprintln!("\n    {told}: {text}"),
+            Ok(text) => run.note(format!("{told}: {text}")),
             Err(error) => {
-                eprintln!("\n    {told}: FAILED: {error:#}");
+                run.note(format!("{told}: FAILED: {error:#}"));
                 problems.push(format!("{told}: {error:#}"));
             }
         }

@@ -85,7 +85,7 @@ pub(super) fn five_through_one(run: &Run) -> CaseResult {
         ensure!(*most <= GIB + SLACK_BYTES, "{name} used {most} bytes of {GIB}");
         ensure!(*most > GIB / 2, "{name} used only {most} bytes: the limit was not put to the test");
     }
-    eprint!("[at most {} MiB at the daemon, {} MiB at the seed] ", most[0] >> 20, most[1] >> 20);
+    run.note(format!("at most {} MiB at the daemon, {} MiB at the seed", most[0] >> 20, most[1] >> 20));
     // What was used last is there still; what is gone comes again, right.
     let last = files.bytes_sent(&format!("p2p/{}", FILES - 1))?;
     let reply = proxied(daemon).output("/dev/null").get(&files.url(&format!("p2p/{}", FILES - 1)))?;

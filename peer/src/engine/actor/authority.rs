@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use proto::wire::from_daemon::Body as Say;
@@ -36,12 +36,28 @@ pub(crate) enum Authority {
     Own {
         /// Who hears the news.
         news: Option<mpsc::Sender<News>>,
+        /// Counts the bytes read from the origin.
+        origin_bytes: Arc<AtomicU64>,
     },
     /// Nothing is downloaded here, only served.
     Nobody,
 }
 
 impl Authority {
+    /// Of a host that reads the origin for itself alone.
+    pub(crate) fn alone() -> Self {
+        Self::Own { news: None, origin_bytes: Arc::default() }
+    }
+
+    /// Where the bytes of the next read of the origin are counted.
+    pub(super) fn origin_bytes(&self) -> Arc<AtomicU64> {
+        match self {
+            Self::Own { origin_bytes, .. } => Arc::clone(origin_bytes),
+            // The engine's own metric counts them.
+            _ => Arc::default(),
+        }
+    }
+
     pub(super) const fn is_own(&self) -> bool {
         matches!(self, Self::Own { .. })
     }
@@ -97,7 +113,7 @@ impl Authority {
 
     /// Tells the listener, in order, as much as it has room for.
     pub(super) fn tell(&self, untold: &mut VecDeque<News>) {
-        let Self::Own { news: Some(listener) } = self else { return };
+        let Self::Own { news: Some(listener), .. } = self else { return };
         while let Some(news) = untold.pop_front() {
             match listener.try_send(news) {
                 Ok(()) => {}
@@ -109,7 +125,7 @@ impl Authority {
 
     /// Tells the listener all of it, however long that takes.
     pub(super) fn tell_rest(&self, inner: &Arc<Inner>, untold: VecDeque<News>) {
-        if let Self::Own { news: Some(listener) } = self
+        if let Self::Own { news: Some(listener), .. } = self
             && !untold.is_empty()
         {
             let (listener, cancel) = (listener.clone(), inner.cancel.clone());
@@ -126,7 +142,7 @@ impl Authority {
 
     /// Whether somebody else decides what happens after the origin failed.
     pub(super) const fn has_listener(&self) -> bool {
-        matches!(self, Self::Own { news: Some(_) })
+        matches!(self, Self::Own { news: Some(_), .. })
     }
 }
 
@@ -137,7 +153,7 @@ impl Actor {
                 if meta.generation != self.shared.generation.to_bytes()[..] {
                     if self.origin.is_orphan() {
                         // What this host reads by itself is nobody else's generation; it goes on alone.
-                        self.authority = Authority::Own { news: None };
+                        self.authority = Authority::alone();
                         return;
                     }
                     return self.fail(TaskError::new(

@@ -51,6 +51,10 @@ impl Actor {
         // Readers need not wait for the disk: until the finished row stands, a crash only costs another hashing.
         self.shared.end(Ok(()));
         self.tell_progress();
+        if !self.inner.is_seed() {
+            // Two hosts that listened to each other for ever would keep each other's contents in use.
+            self.want_nothing();
+        }
         let shared = Arc::clone(&self.shared);
         let delay = self.inner.config.durable_after;
         let cancel = self.inner.cancel.clone();

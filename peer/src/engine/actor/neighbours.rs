@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proto::wire::frame::Body;
 use proto::{HostId, PieceIndex, PieceSet, wire};
@@ -15,6 +16,10 @@ use super::{Actor, Event};
 
 /// Hosts remembered for one task at most: as many as a picker takes for neighbours.
 const NAMED_MAX: usize = 256;
+/// A host that served a bad piece is asked for nothing for so long.
+const DISTRUST_FOR: Duration = Duration::from_secs(3600);
+/// The same of a seed.
+const DISTRUST_SEED_FOR: Duration = Duration::from_secs(10);
 /// Pieces that a neighbour may tell of while the length is not known: a tebibyte.
 const PIECES_UNKNOWN_MAX: u32 = 1 << 20;
 
@@ -42,7 +47,7 @@ impl Actor {
                 self.named.insert(host, info.clone());
             }
             if host == self.inner.host_id
-                || self.distrusted.contains(&host)
+                || self.inner.mesh.is_distrusted(host)
                 || (self.seed_only && !info.seed)
                 || self.neighbours.get(&host).is_some_and(|neighbour| neighbour.asked)
                 || !self.connecting.insert(host)
@@ -64,7 +69,7 @@ impl Actor {
         let host = link.host;
         self.connecting.remove(&host);
         if self.wants_no_neighbours()
-            || self.distrusted.contains(&host)
+            || self.inner.mesh.is_distrusted(host)
             || link.gone.is_cancelled()
             || (self.seed_only && !link.info.seed)
         {
@@ -227,13 +232,21 @@ impl Actor {
     pub(super) fn distrust(&mut self, peer: HostId, piece: PieceIndex) {
         warn!(peer = %peer, task = ?self.shared.task, piece = piece.0, "peer is no longer used: it served a bad piece");
         self.inner.metrics.distrusted_peers.inc();
-        self.distrusted.insert(peer);
         self.authority.report_bad_piece(&self.inner, &self.shared, piece, peer);
-        if let Some(neighbour) = self.neighbours.remove(&peer) {
-            self.announce(AnnounceEvent::Unsubscribed { peer });
-            for id in neighbour.requests.values() {
-                neighbour.link.cancel(*id);
-            }
+        let Some(neighbour) = self.neighbours.remove(&peer) else {
+            return self.inner.mesh.distrust(peer, DISTRUST_FOR);
+        };
+        self.announce(AnnounceEvent::Unsubscribed { peer });
+        for id in neighbour.requests.values() {
+            neighbour.link.cancel(*id);
+        }
+        if neighbour.link.info.seed {
+            // Without the seed there may be nobody else: it is told to look at its own copy, and gets another chance.
+            self.inner.mesh.distrust(peer, DISTRUST_SEED_FOR);
+        } else {
+            self.inner.mesh.distrust(peer, DISTRUST_FOR);
+            // No other task asks it for anything either.
+            neighbour.link.gone.cancel();
         }
     }
 }

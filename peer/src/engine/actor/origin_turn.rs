@@ -133,7 +133,12 @@ impl Actor {
                 let reading = origin::read(
                     Arc::clone(&self.inner),
                     Arc::clone(&self.shared),
-                    Caller { spec: self.spec.clone(), headers: self.headers.clone(), limit },
+                    Caller {
+                        spec: self.spec.clone(),
+                        headers: self.headers.clone(),
+                        limit,
+                        read: self.authority.origin_bytes(),
+                    },
                     body,
                     from,
                     to,

@@ -19,6 +19,8 @@ pub struct DockerOptions {
     pub mirrors: Vec<String>,
     /// `address:port` of registries that speak plain HTTP or have a certificate nobody knows.
     pub insecure: Vec<String>,
+    /// Layers that are downloaded at the same time; 3, as docker has it, when absent.
+    pub downloads_at_once: Option<u32>,
     /// URL of the proxy for both schemes.
     pub proxy: Option<String>,
     /// A PEM file of authorities to trust, instead of the machine's.
@@ -52,7 +54,7 @@ impl Docker {
             let content = json!({
                 "registry-mirrors": options.mirrors,
                 "insecure-registries": options.insecure,
-                "max-concurrent-downloads": 3,
+                "max-concurrent-downloads": options.downloads_at_once.unwrap_or(3),
             });
             fs::write(&daemon_json, content.to_string())?;
         }
