@@ -529,8 +529,7 @@ impl Inner {
             let mut content = inner.with_room(|| store.create(new.clone()))?;
             if !content.layout().agrees(layout) {
                 info!(?task, "what is here is cut in another way and fetched anew");
-                drop(content);
-                store.discard(task, generation)?;
+                content.discard()?;
                 content = inner.with_room(|| store.create(new.clone()))?;
             }
             // An empty content is whole as soon as it is made: no piece comes whose arrival would have it checked.

@@ -108,6 +108,8 @@ impl Supernode {
                 SchedulerAction::Refuse { host, .. } | SchedulerAction::Discard { host, .. } => {
                     self.openers.remove(&index_of(host));
                 }
+                // What honest hosts keep is right, and liars do not care.
+                SchedulerAction::Verify { .. } => {}
                 SchedulerAction::SeedPeers { .. } | SchedulerAction::Forget { .. } => {}
                 SchedulerAction::WakeAt(at) => {
                     self.wake = Some(at);

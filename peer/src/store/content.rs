@@ -389,9 +389,20 @@ impl Content {
     /// clean: they can be read until they are needed elsewhere, and a second sync would succeed. So there is no second one.
     fn give_up(&self) {
         tracing::error!(path = %self.path().display(), "the disk did not take a content, which is discarded");
-        if let Err(error) = self.inner.remove(&mut self.inner.tasks.lock(), &self.slot) {
+        if let Err(error) = self.discard() {
             tracing::warn!(path = %self.path().display(), error = &error as &dyn std::error::Error, "cannot discard it");
         }
+    }
+
+    /// Removes this very content, though it is in use. One that was made since in its place stays.
+    ///
+    /// # Errors
+    /// When the file cannot be deleted.
+    pub fn discard(&self) -> Result<(), StoreError> {
+        let file = self.inner.remove(&mut self.inner.tasks.lock(), &self.slot)?;
+        // Freeing its blocks takes a while; no lock of the store is held for it.
+        drop(file);
+        Ok(())
     }
 
     /// Where the content file is.

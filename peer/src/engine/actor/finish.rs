@@ -127,7 +127,7 @@ impl Actor {
         self.tell_gone();
         let (inner, shared) = (Arc::clone(&self.inner), Arc::clone(&self.shared));
         self.inner.tracker.spawn_blocking(move || {
-            if let Err(error) = inner.store.discard(shared.task, shared.generation) {
+            if let Err(error) = shared.content.discard() {
                 warn!(task = ?shared.task, %error, "wrong content could not be removed");
             }
             inner.tasks.remove(&shared);
