@@ -174,6 +174,8 @@ pub struct Picker {
     rarity: Rarity,
     peers: Slots,
     distrusted: BTreeSet<HostId>,
+    /// Bad pieces that seeds served.
+    seed_faults: u32,
     /// When each outstanding request is given up: moment, piece, slot.
     deadlines: BTreeSet<(Time, u32, usize)>,
     outstanding: u32,
@@ -202,6 +204,9 @@ const NEED_PEERS_MAX: Duration = Duration::from_secs(30);
 const NEIGHBOURS_MAX: usize = 256;
 /// Hosts remembered as distrusted at most, per task; the smallest ids are forgotten first.
 const DISTRUSTED_MAX: usize = 4_096;
+/// A seed is taken for a neighbour again until it has served so many bad pieces: without it there may be nobody else, and
+/// it looks at its own copy after the first.
+const SEED_FAULTS_MAX: u32 = 3;
 
 // === impl PickerConfig ===
 
@@ -237,6 +242,7 @@ impl Picker {
             rarity: Rarity::new(),
             peers: Slots::default(),
             distrusted: BTreeSet::new(),
+            seed_faults: 0,
             deadlines: BTreeSet::new(),
             outstanding: 0,
             duplicates: 0,
@@ -465,7 +471,12 @@ impl Picker {
             }
             Outcome::Bad => {
                 actions.push(PickerAction::Distrust { peer, piece: PieceIndex(piece) });
+                let is_seed = slot.and_then(|s| self.peers.get_mut(s)).is_some_and(|neighbour| neighbour.seed);
                 self.drop_peer(peer);
+                self.seed_faults += u32::from(is_seed);
+                if is_seed && self.seed_faults < SEED_FAULTS_MAX {
+                    return;
+                }
                 if self.distrusted.len() >= DISTRUSTED_MAX {
                     self.distrusted.pop_first();
                 }

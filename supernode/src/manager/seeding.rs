@@ -113,9 +113,8 @@ impl Manager {
                 false
             }
             News::Length { length } => {
-                if let Some(meta) = &mut entry.meta {
-                    meta.length = Some(length);
-                    let meta = meta.clone();
+                entry.length_known(length);
+                if let Some(meta) = entry.meta.clone() {
                     self.tell_siblings(wire::task_news::Body::Meta(meta));
                 }
                 state.dirty.push(task);

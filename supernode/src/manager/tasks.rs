@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::HeaderMap;
 use peer::engine::{Known, TaskError};
 use peer::source::redact_url;
-use proto::{Generation, HostId, PieceHash, Root, TaskId, TaskSpec, api, wire};
+use proto::{Generation, HostId, PieceHash, PieceLayout, Root, TaskId, TaskSpec, api, wire};
 use tokio::sync::broadcast;
 
 /// Where news for the cluster's other supernodes go; each of them has a receiver.
@@ -110,6 +110,17 @@ impl TaskEntry {
         self.failure = None;
         self.state = "running";
         self.meta = Some(meta);
+    }
+
+    /// Takes the length. A piece that turns out to be alone is hashed in another way: what was told of it does not hold
+    /// any more, and the right hash is about to come.
+    pub(super) fn length_known(&mut self, length: u64) {
+        let Some(meta) = &mut self.meta else { return };
+        meta.length = Some(length);
+        if meta.layout().ok().and_then(PieceLayout::count) == Some(1) {
+            self.hashes.clear();
+            self.opened.values_mut().for_each(|told| told.pieces = 0);
+        }
     }
 
     /// Takes hashes. Where one replaces another (a lone piece is hashed anew when its length becomes known), hosts are

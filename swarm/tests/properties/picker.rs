@@ -58,6 +58,8 @@ struct Model {
     joined: BTreeSet<HostId>,
     have: BTreeMap<HostId, BTreeSet<u32>>,
     distrusted: BTreeSet<HostId>,
+    seeds: BTreeSet<HostId>,
+    seed_faults: u32,
     asked: BTreeSet<(u32, HostId)>,
     count: Option<u32>,
     wanted: Option<(u32, u32)>,
@@ -75,8 +77,10 @@ impl Model {
             PickerEvent::Stored { piece } => {
                 self.stored.insert(piece.0);
             }
-            PickerEvent::Joined { peer, .. } if !self.distrusted.contains(peer) => {
-                self.joined.insert(*peer);
+            PickerEvent::Joined { peer, seed } if !self.distrusted.contains(peer) => {
+                if self.joined.insert(*peer) && *seed {
+                    self.seeds.insert(*peer);
+                }
             }
             PickerEvent::Left { peer } => self.leave(*peer),
             PickerEvent::Have { peer, added, replaces, .. } if self.joined.contains(peer) => {
@@ -93,7 +97,12 @@ impl Model {
                         self.stored.insert(piece.0);
                     }
                     Outcome::Bad => {
-                        self.distrusted.insert(*peer);
+                        let is_seed = self.joined.contains(peer) && self.seeds.contains(peer);
+                        self.seed_faults += u32::from(is_seed);
+                        // A seed gets another chance, twice.
+                        if !is_seed || self.seed_faults >= 3 {
+                            self.distrusted.insert(*peer);
+                        }
                         self.leave(*peer);
                     }
                     Outcome::Missing => {
@@ -109,6 +118,7 @@ impl Model {
 
     fn leave(&mut self, peer: HostId) {
         self.joined.remove(&peer);
+        self.seeds.remove(&peer);
         self.have.remove(&peer);
         self.asked.retain(|(_, p)| *p != peer);
     }
