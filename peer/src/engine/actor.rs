@@ -19,6 +19,7 @@ use proto::{HostId, PieceIndex, PieceSet, TaskSpec, wire};
 use swarm::{AnnounceAction, AnnounceEvent, Announcer, Outcome, Picker, PickerAction, PickerConfig, PickerEvent};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::trace;
 
 pub(crate) use self::authority::Authority;
 use self::neighbours::Neighbour;
@@ -437,6 +438,7 @@ impl Actor {
     }
 
     fn perform(&mut self, action: PickerAction) {
+        trace!(task = ?self.shared.task, ?action, "picker decides");
         match action {
             PickerAction::Request { peer, piece, expires } => {
                 if let Some(neighbour) = self.neighbours.get_mut(&peer) {

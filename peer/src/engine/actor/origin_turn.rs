@@ -179,6 +179,12 @@ impl Actor {
             OriginEvent::Length(length) => {
                 self.tell_count();
                 self.news(News::Length { length });
+                // A lone piece has another hash now, which has to be told before the task is complete.
+                if self.shared.layout().count() == Some(1)
+                    && let Some(hash) = self.shared.content.hash_of(PieceIndex(0))
+                {
+                    self.news(News::Hashes { first: 0, hashes: vec![hash] });
+                }
                 self.shared.changed();
                 self.after_store();
             }
