@@ -367,7 +367,8 @@ impl Inner {
     ) -> Result<Arc<Shared>, TaskError> {
         let spec = request.spec.clone();
         let since = tokio::time::Instant::now();
-        if let Some((known, hosts)) = orphan::ask_neighbours(self, &spec).await {
+        let found = orphan::ask_neighbours(self, &spec).await;
+        if let Some((known, hosts)) = orphan::unless_outdated(self, &request, found).await {
             if known.meta.guarded {
                 authorize::authorize(self, &spec, &request.headers).await?;
             }

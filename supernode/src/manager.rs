@@ -290,6 +290,10 @@ impl Session {
                     warn!(host = %host, "the host tells of too many tasks");
                     return None;
                 }
+                if inventory.last {
+                    // It may tell all of it again, when another supernode is gone.
+                    entry.inventory_items = 0;
+                }
                 let items = inventory.items.iter().map(item).collect::<Option<Vec<_>>>()?;
                 SchedulerEvent::Inventory { host, items, last: inventory.last }
             }

@@ -218,11 +218,11 @@ impl Cluster {
             let result = tokio::select! {
                 result = self.session(&inner, &endpoint) => result,
                 () = cancel.cancelled() => {
-                    self.down(&endpoint).await;
+                    self.down(&inner, &endpoint).await;
                     return;
                 }
             };
-            let was_up = self.down(&endpoint).await;
+            let was_up = self.down(&inner, &endpoint).await;
             match result {
                 Err(error) if was_up => warn!(supernode = endpoint, %error, "session with the supernode ended"),
                 Err(error) => debug!(supernode = endpoint, %error, "supernode does not answer"),
@@ -307,13 +307,26 @@ impl Cluster {
     }
 
     /// A session ended; true when it had begun.
-    async fn down(&self, endpoint: &str) -> bool {
-        let (was_up, events) = {
+    async fn down(&self, inner: &Arc<Inner>, endpoint: &str) -> bool {
+        let (was_up, events, others) = {
             let mut state = self.state.lock();
             let was_up = state.up.remove(endpoint).is_some();
-            (was_up, if was_up { state.owners_changed() } else { Vec::new() })
+            let others: Vec<_> = state.up.values().map(|up| up.say.clone()).collect();
+            (was_up, if was_up { state.owners_changed() } else { Vec::new() }, others)
         };
         self.changes.send_modify(|changes| *changes += 1);
+        if was_up && !others.is_empty() {
+            // Of what came since they were said hello to, only the one that is gone was told. Whoever takes over must not
+            // fetch from an origin what this host holds.
+            let telling = Arc::clone(inner);
+            inner.tracker.spawn(async move {
+                let inventory = telling.inventory().await;
+                for say in others {
+                    // A session that ends meanwhile begins with all of it.
+                    let _ = tell_inventory(&say, inventory.clone()).await;
+                }
+            });
+        }
         tell_all(events).await;
         was_up
     }

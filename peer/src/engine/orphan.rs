@@ -9,10 +9,9 @@ use proto::frame::HASHES_PER_MESSAGE_MAX;
 use proto::{Generation, PieceHash, TaskId, TaskSpec, root_of, wire};
 use tracing::{debug, info};
 
-use super::Inner;
 use super::link::Link;
-use super::mesh;
 use super::seed::{Known, checked_meta, meta_of};
+use super::{Inner, OpenRequest, mesh, origin};
 
 /// Neighbours asked for a task at most.
 const ASKED_MAX: usize = 32;
@@ -81,6 +80,25 @@ pub(crate) async fn ask_neighbours(inner: &Arc<Inner>, spec: &TaskSpec) -> Optio
         }
     }
     None
+}
+
+/// Drops what neighbours agree on when the origin has another generation by now. Nothing else tells of a URL that was
+/// given a new content. An origin that is silent, or must not be asked, is taken for agreeing.
+pub(crate) async fn unless_outdated(
+    inner: &Arc<Inner>,
+    request: &OpenRequest,
+    found: Option<(Known, Vec<wire::HostInfo>)>,
+) -> Option<(Known, Vec<wire::HostInfo>)> {
+    let (known, hosts) = found?;
+    if request.spec.digest.is_none() && !request.never_origin {
+        let asking = origin::current_generation(inner, &request.spec, request.headers.clone());
+        let now = tokio::time::timeout(ASK_TIMEOUT, asking).await.ok().flatten();
+        if now.is_some_and(|now| now.to_bytes()[..] != known.meta.generation[..]) {
+            info!(task = ?request.spec.id(), "what neighbours have is not what the origin has by now");
+            return None;
+        }
+    }
+    Some((known, hosts))
 }
 
 /// Takes all hashes from a neighbour and holds them against the root it told.
