@@ -139,6 +139,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn layouts_agree_as_far_as_lengths_are_known() {
+        let of = |length, piece_len| PieceLayout::new(length, piece_len).unwrap();
+        assert!(of(None, PIECE_LEN_MIN).agrees(of(Some(5), PIECE_LEN_MIN)));
+        assert!(of(Some(5), PIECE_LEN_MIN).agrees(of(Some(5), PIECE_LEN_MIN)));
+        assert!(!of(Some(5), PIECE_LEN_MIN).agrees(of(Some(6), PIECE_LEN_MIN)));
+        assert!(!of(None, PIECE_LEN_MIN).agrees(of(None, PIECE_LEN_MAX)));
+    }
+
+    #[test]
     fn piece_lengths() {
         assert_eq!(piece_len_for(None), PIECE_LEN_UNKNOWN);
         assert_eq!(piece_len_for(Some(0)), PIECE_LEN_MIN);

@@ -168,8 +168,10 @@ where
     let context = Context { shutdown: token.clone(), reloads, notifier: notifier.clone() };
     let mut service = Box::pin(run(config, context));
     tokio::select! {
-        result = &mut service => return result,
+        // A service that ends at once must not end before it was said that it stops.
+        biased;
         () = token.cancelled() => notifier.stopping(),
+        result = &mut service => return result,
     }
     match tokio::time::timeout(drain_timeout + GRACE, service).await {
         Ok(result) => {

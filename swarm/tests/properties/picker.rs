@@ -78,9 +78,8 @@ impl Model {
                 self.stored.insert(piece.0);
             }
             PickerEvent::Joined { peer, seed } if !self.distrusted.contains(peer) => {
-                if self.joined.insert(*peer) && *seed {
-                    self.seeds.insert(*peer);
-                }
+                let is_new = self.joined.insert(*peer);
+                self.seeds.extend((is_new && *seed).then_some(*peer));
             }
             PickerEvent::Left { peer } => self.leave(*peer),
             PickerEvent::Have { peer, added, replaces, .. } if self.joined.contains(peer) => {

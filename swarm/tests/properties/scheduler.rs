@@ -466,3 +466,26 @@ fn a_lease_that_is_not_used_goes_to_the_next() {
     let again = world.pass(Duration::from_secs(31));
     assert_eq!(started(&again), [(HostId::new(1), vec![])]);
 }
+
+#[test]
+fn whoever_is_reported_hashes_its_own_copy_again() {
+    let mut world = World::new(SchedulerConfig::default(), Some(0));
+    for host in 0..3 {
+        world.join(host, false, "a");
+        world.handle(open(host, 1));
+    }
+    world.seed_opened(1, 1, false);
+    let report = |reporter, from| SchedulerEvent::BadPiece {
+        reporter: HostId::new(reporter),
+        task: task(1),
+        generation: Generation::unique(1),
+        piece: PieceIndex(0),
+        from: HostId::new(from),
+    };
+    let verified = |actions: &[SchedulerAction]| {
+        actions.iter().filter(|a| matches!(a, SchedulerAction::Verify { .. })).cloned().collect::<Vec<_>>()
+    };
+    let asked = SchedulerAction::Verify { host: HostId::new(1), task: task(1), generation: Generation::unique(1) };
+    assert_eq!(verified(&world.handle(report(0, 1))), [asked]);
+    assert_eq!(verified(&world.handle(report(0, 9))), [], "they never met");
+}

@@ -269,3 +269,35 @@ fn a_killed_process_loses_no_piece_it_had() {
         }
     }
 }
+
+/// A disk that flips bits changes no time stamp: only hashing tells.
+#[test]
+fn a_rotten_copy_is_found_when_it_is_hashed_again() {
+    let dir = folder();
+    let data = bytes(5, 3 * PIECE + 1);
+    let store = open(dir.path());
+    let content = store.create(new_task(1, 1, Some(data.len() as u64))).unwrap();
+    write_all(&content, &data);
+    content.finish(root(content.layout(), &data)).unwrap();
+    let (task, generation) = (content.task(), content.generation());
+    assert!(store.verify(task, generation).unwrap());
+    let path = path_of(&store, 1, 1);
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    scribble(&path, PIECE + 7, b"flipped");
+    OpenOptions::new().read(true).open(&path).unwrap().set_modified(modified).unwrap();
+    assert!(!store.verify(task, generation).unwrap());
+    content.discard().unwrap();
+    assert!(store.verify(task, generation).unwrap(), "what is not there is not wrong");
+}
+
+/// A content made anew under the name of one that is thrown away stays.
+#[test]
+fn a_content_discards_itself_and_no_later_one() {
+    let dir = folder();
+    let store = open(dir.path());
+    let old = store.create(new_task(1, 1, Some(10))).unwrap();
+    old.discard().unwrap();
+    let new = store.create(new_task(1, 1, Some(20))).unwrap();
+    old.discard().unwrap();
+    assert_eq!(store.get(task_id(1), None).unwrap().unwrap().layout(), new.layout());
+}
