@@ -121,7 +121,8 @@ async fn a_body_that_cannot_be_completed_never_looks_complete() {
         .output()
         .await
         .unwrap();
-    assert_eq!(output.status.code(), Some(18), "{}", String::from_utf8_lossy(&output.stderr));
+    // 18: ended early; 56: the connection was reset, which is what a client of HTTP/1.0 needs to notice it.
+    assert!(matches!(output.status.code(), Some(18 | 56)), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test]

@@ -16,9 +16,11 @@ mod buffers;
 mod cluster;
 mod error;
 pub mod headers;
+mod keeping;
 mod link;
 mod mesh;
 mod metrics;
+mod opening;
 mod origin;
 mod orphan;
 mod reader;
@@ -35,14 +37,14 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use proto::api::SupernodeEntry;
-use proto::{Generation, HostId, Kind, PieceHash, TaskId, TaskSpec, wire};
+use proto::{Generation, HostId, PieceHash, TaskId, TaskSpec, wire};
 use swarm::{AnnounceConfig, PickerConfig, Time, UploadConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info};
+use tracing::debug;
 
-use self::actor::{Actor, Authority, Event, MAILBOX, Start};
+use self::actor::{Actor, Event, MAILBOX, Start};
 use self::authorize::Authorizations;
 use self::buffers::Buffers;
 use self::cluster::Cluster;
@@ -53,7 +55,7 @@ use self::upload::Uploads;
 use self::verifications::Verifications;
 use crate::limit::Limit;
 use crate::source::{Guard, Source};
-use crate::store::{Content, NewTask, Store, StoreError};
+use crate::store::{Content, Store};
 use crate::transport::Transport;
 
 pub use self::error::{OpenError, OriginAnswer, TaskError};
@@ -175,10 +177,6 @@ pub(crate) struct Inner {
     tracker: TaskTracker,
 }
 
-/// How often a content that did not fit is tried again while others are let go, and the wait between.
-const ROOM_TRIES: u32 = 80;
-const ROOM_WAIT: Duration = Duration::from_millis(25);
-
 // === impl Engine ===
 
 impl Engine {
@@ -274,193 +272,9 @@ impl Engine {
     }
 }
 
-// === impl Inner: opening ===
+// === impl Inner ===
 
 impl Inner {
-    async fn open(self: &Arc<Self>, request: OpenRequest) -> Result<Arc<Shared>, TaskError> {
-        let spec = &request.spec;
-        if request.route == Route::OriginOnly {
-            return self.open_at_origin(request, None).await;
-        }
-        // What is named by its digest needs nobody's confirmation: here or on its way is enough.
-        if spec.content_addressed
-            && let Some(digest) = &spec.digest
-            && let Some(shared) = self.here((spec.id(), Generation::of_digest(digest))).await?
-        {
-            if shared.content.guarded() {
-                authorize::authorize(self, spec, &request.headers).await?;
-                authorize::prove(self, spec, &request.headers, &shared).await?;
-            }
-            return Ok(shared);
-        }
-        match &self.cluster {
-            Some(cluster) if cluster.is_configured() => {
-                if cluster.is_up() {
-                    self.open_in_cluster(cluster, request).await
-                } else {
-                    self.open_as_orphan(cluster, request).await
-                }
-            }
-            _ if request.never_origin => Err(TaskError::new(
-                Kind::Unavailable,
-                "no supernode is configured, and going back to the origin is disabled",
-            )),
-            _ => self.open_at_origin(request, None).await,
-        }
-    }
-
-    /// A task that is whole in the store or being downloaded at this moment.
-    async fn here(self: &Arc<Self>, key: (TaskId, Generation)) -> Result<Option<Arc<Shared>>, TaskError> {
-        if let Some(shared) = self.tasks.get(key)
-            && (matches!(shared.ended(), Some(Ok(()))) || (shared.ended().is_none() && shared.is_wanted()))
-            && self.is_intact(&shared)
-        {
-            return Ok(Some(shared));
-        }
-        let Some(content) = self.stored(key.0, Some(key.1)).await? else { return Ok(None) };
-        if !content.is_complete() {
-            return Ok(None);
-        }
-        let start = Start::serving(content.spec().clone());
-        Ok(Some(self.start(content, start, &[]).await?))
-    }
-
-    async fn open_in_cluster(
-        self: &Arc<Self>,
-        cluster: &Arc<Cluster>,
-        request: OpenRequest,
-    ) -> Result<Arc<Shared>, TaskError> {
-        let spec = &request.spec;
-        let held = self.stored(spec.id(), None).await?;
-        let open = self.open_message(&request, held.as_deref());
-        let (meta, opening) = cluster.open(open.clone(), self.config.open_timeout).await?;
-        let guarded = meta.guarded;
-        if guarded {
-            authorize::authorize(self, spec, &request.headers).await?;
-        }
-        let content = self.create_from_meta(spec, &meta).await?;
-        let start = Start {
-            authority: Authority::Cluster { open: Box::new(open), lost_since: None },
-            body: None,
-            spec: spec.clone(),
-            headers: request.headers.clone(),
-            peers: Vec::new(),
-            orphan: false,
-            seed_only: request.route == Route::SeedOnly,
-        };
-        let shared = self.start(content, start, &[]).await?;
-        let opened = actor::ClusterEvent::Opened { meta: Box::new(meta) };
-        for event in std::iter::once(opened).chain(opening.attach(&shared.events)) {
-            let _ = shared.events.send(Event::Cluster(event)).await;
-        }
-        if guarded && spec.content_addressed {
-            authorize::prove(self, spec, &request.headers, &shared).await?;
-        }
-        Ok(shared)
-    }
-
-    /// No supernode answers: neighbours, then, after a random delay, the origin.
-    async fn open_as_orphan(
-        self: &Arc<Self>,
-        cluster: &Arc<Cluster>,
-        request: OpenRequest,
-    ) -> Result<Arc<Shared>, TaskError> {
-        let spec = request.spec.clone();
-        let since = tokio::time::Instant::now();
-        let found = orphan::ask_neighbours(self, &spec).await;
-        if let Some((known, hosts)) = orphan::unless_outdated(self, &request, found).await {
-            if known.meta.guarded {
-                authorize::authorize(self, &spec, &request.headers).await?;
-            }
-            let content = self.create_from_meta(&spec, &known.meta).await?;
-            let open = self.open_message(&request, Some(&content));
-            let headers = request.headers;
-            let start = Start {
-                authority: Authority::Cluster { open: Box::new(open), lost_since: Some(since) },
-                body: None,
-                spec: spec.clone(),
-                headers: headers.clone(),
-                peers: hosts,
-                orphan: false,
-                seed_only: false,
-            };
-            let shared = self.start(content, start, &known.hashes).await?;
-            attach_orphan(cluster, &shared).await;
-            if known.meta.guarded && spec.content_addressed {
-                authorize::prove(self, &spec, &headers, &shared).await?;
-            }
-            return Ok(shared);
-        }
-        if request.never_origin {
-            return Err(TaskError::new(
-                Kind::Unavailable,
-                "no supernode answers, no neighbour has the content, and going back to the origin is disabled",
-            ));
-        }
-        let delay = self.orphan_delay(spec.id());
-        info!(task = ?spec.id(), delay_ms = delay.as_millis() as u64, "no supernode answers: waiting before reading the origin");
-        tokio::select! {
-            () = tokio::time::sleep(delay) => self.open_at_origin(request, Some(since)).await,
-            () = cluster.wait_up() => self.open_in_cluster(cluster, request).await,
-        }
-    }
-
-    /// Reads the origin itself. `orphaned` says since when no supernode answers.
-    async fn open_at_origin(
-        self: &Arc<Self>,
-        request: OpenRequest,
-        orphaned: Option<tokio::time::Instant>,
-    ) -> Result<Arc<Shared>, TaskError> {
-        let spec = request.spec.clone();
-        let held = self.stored(spec.id(), None).await?;
-        let resolved = origin::resolve(self, &spec, request.headers.clone(), held.as_deref()).await?;
-        let content = self
-            .create(NewTask {
-                task: spec.id(),
-                generation: resolved.generation,
-                layout: resolved.layout,
-                digest: spec.digest.clone(),
-                guarded: resolved.guarded,
-                headers: resolved.headers,
-                spec: seed::without_secrets(&spec),
-                confirmed: true,
-            })
-            .await?;
-        let open = self.open_message(&request, Some(&content));
-        let authority = match orphaned {
-            Some(_) => Authority::Cluster { open: Box::new(open), lost_since: orphaned },
-            None => Authority::alone(),
-        };
-        let start = Start {
-            authority,
-            body: resolved.body,
-            spec: spec.clone(),
-            headers: request.headers,
-            peers: Vec::new(),
-            orphan: orphaned.is_some(),
-            seed_only: false,
-        };
-        let shared = self.start(content, start, &[]).await?;
-        if let (Some(cluster), true) = (&self.cluster, orphaned.is_some()) {
-            attach_orphan(cluster, &shared).await;
-        }
-        Ok(shared)
-    }
-
-    fn open_message(&self, request: &OpenRequest, held: Option<&Content>) -> wire::OpenTask {
-        wire::OpenTask {
-            task_id: request.spec.id().to_bytes().to_vec().into(),
-            spec: Some((&request.spec).into()),
-            headers: headers::to_wire(&request.headers),
-            have_generation: held.map(|content| content.generation().to_bytes().to_vec()).unwrap_or_default().into(),
-            have_pieces: held.map_or(0, |content| content.have().len()),
-            priority: request.priority,
-            never_origin: request.never_origin,
-        }
-    }
-
-    // === starting actors ===
-
     /// Starts a task's actor, or gives a running one what a new one would have started with.
     async fn start(
         self: &Arc<Self>,
@@ -513,168 +327,10 @@ impl Inner {
         self.start(content, start, &[]).await.ok()
     }
 
-    // === the store, off the runtime's threads ===
-
-    async fn stored(&self, task: TaskId, generation: Option<Generation>) -> Result<Option<Arc<Content>>, TaskError> {
-        let store = self.store.clone();
-        blocking(move || store.get(task, generation).map_err(TaskError::from)).await
-    }
-
-    /// A new content, or the one that is there, if it is cut into the same pieces: pieces of one number have to be the
-    /// same pieces everywhere.
-    async fn create(self: &Arc<Self>, new: NewTask) -> Result<Arc<Content>, TaskError> {
-        let inner = Arc::clone(self);
-        blocking(move || {
-            let store = &inner.store;
-            let (task, generation, layout) = (new.task, new.generation, new.layout);
-            let mut content = inner.with_room(|| store.create(new.clone()))?;
-            if !content.layout().agrees(layout) {
-                info!(?task, "what is here is cut in another way and fetched anew");
-                content.discard()?;
-                content = inner.with_room(|| store.create(new.clone()))?;
-            }
-            // An empty content is whole as soon as it is made: no piece comes whose arrival would have it checked.
-            if content.layout().length() == Some(0)
-                && let Some(expected) = content.digest()
-                && expected.algorithm().hasher().finish() != *expected
-            {
-                let message = format!("the content is empty, and so does not have the digest {expected}");
-                store.discard(task, generation)?;
-                return Err(TaskError::new(Kind::Corrupt, message));
-            }
-            Ok(content)
-        })
-        .await
-    }
-
-    async fn create_from_meta(
-        self: &Arc<Self>,
-        spec: &TaskSpec,
-        meta: &wire::TaskMeta,
-    ) -> Result<Arc<Content>, TaskError> {
-        let (generation, layout) = seed::checked_meta(meta)?;
-        // Where it really came from, not where this caller would have it from.
-        let origin = meta.spec.clone().and_then(|told| TaskSpec::try_from(told).ok());
-        self.create(NewTask {
-            task: spec.id(),
-            generation,
-            layout,
-            digest: spec.digest.clone(),
-            guarded: meta.guarded,
-            headers: meta.headers.iter().map(|header| (header.name.clone(), header.value.to_vec())).collect(),
-            spec: seed::without_secrets(origin.as_ref().unwrap_or(spec)),
-            confirmed: false,
-        })
-        .await
-    }
-
-    /// Stores something. When there is no room, contents that only neighbours use are let go, so that the store may
-    /// evict them. Blocks.
-    fn with_room<T>(&self, mut attempt: impl FnMut() -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let mut tries = 0;
-        loop {
-            match attempt() {
-                Err(StoreError::NoSpace { .. }) if tries < ROOM_TRIES && self.let_go() => {
-                    tries += 1;
-                    std::thread::sleep(ROOM_WAIT);
-                }
-                result => return result,
-            }
-        }
-    }
-
-    /// Asks the actors of all tasks that no user of this host wants to leave; false when there are none.
-    fn let_go(&self) -> bool {
-        let mut some = false;
-        self.tasks.for_each(|shared| {
-            if !shared.is_wanted() && shared.ended().is_some() {
-                some = true;
-                let _ = shared.events.try_send(Event::MakeRoom);
-            }
-        });
-        some
-    }
-
-    async fn inventory(&self) -> Vec<wire::inventory::Item> {
-        let store = self.store.clone();
-        let entries = blocking(move || Ok(store.inventory())).await.unwrap_or_default();
-        entries
-            .into_iter()
-            .map(|entry| wire::inventory::Item {
-                task_id: entry.task.to_bytes().to_vec().into(),
-                generation: entry.generation.to_bytes().to_vec().into(),
-                complete: entry.complete,
-                pieces: entry.pieces,
-                downloading: self
-                    .tasks
-                    .get((entry.task, entry.generation))
-                    .is_some_and(|shared| shared.ended().is_none()),
-            })
-            .collect()
-    }
-
-    fn discard(self: &Arc<Self>, task: TaskId, generation: Generation, reason: &str) {
-        let (inner, reason) = (Arc::clone(self), reason.to_owned());
-        self.tracker.spawn(async move {
-            if let Some(shared) = inner.tasks.get((task, generation))
-                && shared.events.send(Event::Discard { reason }).await.is_ok()
-            {
-                return;
-            }
-            inner.discard_stored(task, generation);
-        });
-    }
-
-    /// Hashes a content again, of which a neighbour says that a bad piece came from it, and throws it away if so. One
-    /// at a time, and the same one not again for a while: whoever accuses costs this host no more than that.
-    fn verify(self: &Arc<Self>, task: TaskId, generation: Generation) {
-        let Some(turn) = self.verifications.begin((task, generation)) else { return };
-        let inner = Arc::clone(self);
-        self.tracker.spawn_blocking(move || {
-            let _turn = turn;
-            match inner.store.verify(task, generation) {
-                Ok(true) => debug!(?task, "a content that was complained of is right"),
-                Ok(false) => {
-                    tracing::error!(
-                        ?task,
-                        "this host's own copy is spoilt, and is thrown away: its disk or memory may be failing"
-                    );
-                    inner.metrics.spoilt_tasks.inc();
-                    inner.discard(task, generation, "this host's copy was spoilt");
-                }
-                Err(error) => tracing::warn!(?task, %error, "a content that was complained of cannot be checked"),
-            }
-        });
-    }
-
-    /// Throws away what nobody uses.
-    fn discard_stored(&self, task: TaskId, generation: Generation) {
-        let store = self.store.clone();
-        self.tracker.spawn_blocking(move || {
-            if let Err(error) = store.discard(task, generation) {
-                tracing::warn!(?task, %error, "wrong content could not be removed");
-            }
-        });
-    }
-
-    /// Whether a task's content is still what was checked. If another program wrote to it, or it was thrown away, the
-    /// task is over: the next one begins with what the store makes of it.
-    fn is_intact(&self, shared: &Arc<Shared>) -> bool {
-        let Err(error) = shared.content.check_intact() else { return true };
-        tracing::warn!(task = ?shared.task, %error, "a content in use cannot be used any more");
-        self.tasks.remove(shared);
-        if matches!(shared.ended(), Some(Ok(()))) {
-            shared.end_badly(error.into());
-        }
-        false
-    }
-
     /// Whether the origin still has the generation that a sibling told of.
     async fn confirms(&self, spec: &TaskSpec, headers: HeaderMap, known: &Known) -> bool {
         origin::current_generation(self, spec, headers).await == Generation::from_bytes(&known.meta.generation).ok()
     }
-
-    // === small things ===
 
     const fn is_seed(&self) -> bool {
         self.config.seed
@@ -700,19 +356,6 @@ impl Inner {
         let share = u64::from_le_bytes(bits) as f64 / u64::MAX as f64;
         min + max.saturating_sub(min).mul_f64(share)
     }
-}
-
-/// Lets a task that was begun without a supernode hear of one.
-async fn attach_orphan(cluster: &Cluster, shared: &Shared) {
-    if let Some(found) = cluster.attach_orphan(shared.task, &shared.events) {
-        let _ = shared.events.send(Event::Cluster(found)).await;
-    }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
-) -> Result<T, TaskError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| TaskError::stopping())?
 }
 
 impl fmt::Debug for OpenRequest {

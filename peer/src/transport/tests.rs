@@ -3,7 +3,6 @@
 mod choice;
 mod conformance;
 mod strangers;
-mod throughput;
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
