@@ -265,10 +265,7 @@ impl Engine {
     pub async fn open(&self, request: OpenRequest) -> Result<Task, OpenError> {
         let rate = request.rate_bytes_per_s;
         let shared = self.inner.open(request).await?;
-        if rate.is_some() {
-            shared.limit.set(rate);
-        }
-        Ok(Task::new(shared))
+        Ok(Task::new(shared, rate))
     }
 }
 
@@ -280,7 +277,7 @@ impl Inner {
         self: &Arc<Self>,
         content: Arc<Content>,
         start: Start,
-        hashes: &[PieceHash],
+        hashes: &[Option<PieceHash>],
     ) -> Result<Arc<Shared>, TaskError> {
         let (events, mailbox) = mpsc::channel(MAILBOX);
         let limit = self.limits.download.child(None);
@@ -297,7 +294,7 @@ impl Inner {
                 self.tasks.remove(&shared);
                 continue;
             }
-            shared.expect(0, hashes);
+            shared.expect_known(hashes);
             if Arc::ptr_eq(&shared, &fresh) {
                 Actor::start(self, Arc::clone(&shared), mailbox, *start);
                 return Ok(shared);

@@ -6,10 +6,11 @@
 //! - [`limit`]: byte rates, host → task → peer.
 //! - [`engine`]: joins them with the decisions of crate `swarm`.
 //! - [`locator`]: asks config-service for the nearest supernodes, and remembers the answer.
-//! - [`rpc`]: gRPC stubs.
+//! - [`rpc`]: gRPC stubs; [`admission`]: who may connect to their listeners.
 
 #![deny(unsafe_code)]
 
+pub mod admission;
 pub mod engine;
 pub mod limit;
 pub mod locator;

@@ -34,6 +34,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use proto::{Digest, Generation, HostId, PieceLayout, PieceSet, TaskId, TaskSpec};
@@ -284,6 +285,27 @@ impl Store {
             Some(content) => load::holds(&content),
             None => Ok(true),
         }
+    }
+
+    /// Removes contents that nobody uses and that were last used longer ago than this; gives their number.
+    ///
+    /// # Errors
+    /// When a file cannot be deleted.
+    pub fn forget_unused(&self, longer_than: Duration) -> Result<usize, StoreError> {
+        let before = self.inner.tick().saturating_sub(u64::try_from(longer_than.as_millis()).unwrap_or(u64::MAX));
+        let mut tasks = self.inner.tasks.lock();
+        let old: Vec<Arc<Slot>> = tasks
+            .values()
+            .filter(|slot| Arc::strong_count(slot) == 1 && slot.used_unix_ms.load(Ordering::Acquire) < before)
+            .cloned()
+            .collect();
+        let mut evicted = Evicted::default();
+        for slot in &old {
+            evicted.add(self.inner.remove(&mut tasks, slot)?);
+        }
+        drop(tasks);
+        drop(evicted);
+        Ok(old.len())
     }
 
     /// How full the store is. Looks at every finished file, so it is for now and then.

@@ -4,12 +4,13 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::Stream;
+use peer::admission::admit;
 use peer::rpc::cluster_server::{Cluster, ClusterServer};
 use proto::wire;
 use proto::wire::from_daemon::Body as Said;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
@@ -26,6 +27,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const MESSAGE_MAX: usize = 1024 * 1024;
 /// Sessions on one connection at most: one host needs one, and a few for replication.
 const STREAMS_PER_CONNECTION: u32 = 16;
+
+/// Connections at a time at most: one for each host that a supernode may have, and some for its siblings.
+const CONNECTIONS_MAX: usize = 51_000;
 
 #[derive(Debug)]
 struct Service {
@@ -128,11 +132,10 @@ pub async fn serve(
     let service =
         ClusterServer::new(Service { manager, cancel: cancel.clone() }).max_decoding_message_size(MESSAGE_MAX);
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), cancel.cancelled_owned())
+        .serve_with_incoming_shutdown(admit(listener, CONNECTIONS_MAX), cancel.cancelled_owned())
         .await
 }

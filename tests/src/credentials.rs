@@ -16,6 +16,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         rooted("a user without rights asks for a cached file, proxy and dfget: 401 as the origin says", rights::files),
         rooted("a user whom the origin forbids a cached file: 403, also in mid-download", rights::forbidden),
+        rooted("a URL that gives each user something else: nobody gets what was fetched for another", rights::personal),
         rooted("a user whose token expired asks for a cached layer: 401; a fresh token is let in", rights::expired),
         rooted(
             "a layer fetched with credentials is not given to who names a registry of his own",

@@ -28,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
             .alone(),
         rooted("limits: a host's upload rate of 50 Mb/s holds within 5 % over 10 s and follows within 1 s", upload)
             .alone(),
+        rooted("limits: one download's own rate does not hold back others of the same file", own_rates),
     ]
 }
 
@@ -139,5 +140,23 @@ fn upload(run: &Run) -> CaseResult {
     let mut curl = fetch(cluster.daemon_on("b"), &files).start(run, "curl")?;
     meter.measure(run)?;
     ensure!(curl.is_running()?, "the file was too short for the measurement");
+    Ok(Outcome::Passed)
+}
+
+/// A download that its user limited, and another of the same file beside it.
+fn own_rates(run: &Run) -> CaseResult {
+    let (net, files) = bed(run)?;
+    let cluster = Cluster::builder(&net, run).supernode("s0").daemon("a").start()?;
+    cluster.wait_sessions()?;
+    let daemon = cluster.daemon_on("a");
+    let url = files.url("p2p/file");
+    let mut slow = daemon.dfget(&url, &run.data_dir("slow")?.join("file"))?.args(["-s", "500K"]).start(run, "slow")?;
+    std::thread::sleep(FOLLOW);
+    let fast = daemon.dfget(&url, &run.data_dir("fast")?.join("file"))?.run(Duration::from_secs(60))?;
+    run.note(format!("beside a download of 500 KiB/s: {:.1} s", fast.elapsed.as_secs_f64()));
+    let alone = FILE_BYTES as f64 / 512_000.0;
+    ensure!(fast.elapsed.as_secs_f64() < alone / 10.0, "it took {:?}", fast.elapsed);
+    let status = slow.wait(Duration::from_secs(60)).context("the limited one")?;
+    ensure!(status.success(), "the limited download ended with {status}");
     Ok(Outcome::Passed)
 }

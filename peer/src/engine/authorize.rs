@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use parking_lot::Mutex;
-use proto::{ByteRange, Kind, TaskId, TaskSpec};
+use proto::{ByteRange, Generation, Kind, TaskId, TaskSpec};
 use tokio::time::Instant;
 use tracing::warn;
 use url::Url;
@@ -68,15 +68,25 @@ fn fingerprint(question: &str, spec: &TaskSpec, headers: &HeaderMap) -> [u8; 32]
     *hasher.finalize().as_bytes()
 }
 
-/// Asks the origin whether this caller may have the task, unless it said yes a moment ago.
-pub(crate) async fn authorize(inner: &Inner, spec: &TaskSpec, headers: &HeaderMap) -> Result<(), TaskError> {
-    let key = (spec.id(), fingerprint("may have", spec, headers));
+/// Asks the origin whether this caller may have the task, unless it said yes a moment ago. False when the caller may have
+/// what the URL names, but that is another content for this caller: what `/export` or `/me` gives depends on who asks.
+pub(crate) async fn authorize(
+    inner: &Inner,
+    spec: &TaskSpec,
+    headers: &HeaderMap,
+    generation: Generation,
+) -> Result<bool, TaskError> {
+    let question = format!("may have {generation}");
+    let key = (spec.id(), fingerprint(&question, spec, headers));
     if inner.authorizations.is_allowed(&key) {
-        return Ok(());
+        return Ok(true);
     }
-    origin::may_have(inner, spec, headers.clone()).await?;
+    let told = origin::may_have(inner, spec, headers.clone()).await?;
+    if !spec.content_addressed && told != Some(generation) {
+        return Ok(false);
+    }
     inner.authorizations.allow(key);
-    Ok(())
+    Ok(true)
 }
 
 /// Before a blob that was fetched from one origin with credentials is given to a caller who names another origin, that
@@ -117,7 +127,7 @@ async fn shows_possession(
     shared: &Arc<Shared>,
 ) -> Result<bool, TaskError> {
     // While it is held, what is to be compared is fetched.
-    let task = Task::new(Arc::clone(shared));
+    let task = Task::new(Arc::clone(shared), None);
     let length = loop {
         if let Some(length) = task.length() {
             break length;

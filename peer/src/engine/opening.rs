@@ -25,7 +25,8 @@ impl Inner {
             && let Some(shared) = self.here((spec.id(), Generation::of_digest(digest))).await?
         {
             if shared.content.guarded() {
-                authorize::authorize(self, spec, &request.headers).await?;
+                // Named by its digest, it is the same for everybody who may have it.
+                authorize::authorize(self, spec, &request.headers, shared.generation).await?;
                 authorize::prove(self, spec, &request.headers, &shared).await?;
             }
             return Ok(shared);
@@ -72,8 +73,9 @@ impl Inner {
         let open = self.open_message(&request, held.as_deref());
         let (meta, opening) = cluster.open(open.clone(), self.config.open_timeout).await?;
         let guarded = meta.guarded;
-        if guarded {
-            authorize::authorize(self, spec, &request.headers).await?;
+        if guarded && !self.may_join(&request, &meta).await? {
+            drop(opening);
+            return self.open_alone(request).await;
         }
         let content = self.create_from_meta(spec, &meta).await?;
         let start = Start {
@@ -96,6 +98,24 @@ impl Inner {
         Ok(shared)
     }
 
+    /// Whether the caller may share a task that was fetched with credentials.
+    async fn may_join(&self, request: &OpenRequest, meta: &wire::TaskMeta) -> Result<bool, TaskError> {
+        let (generation, _) = seed::checked_meta(meta)?;
+        authorize::authorize(self, &request.spec, &request.headers, generation).await
+    }
+
+    /// The origin gives this caller another content than the one that others share: it is fetched for this caller.
+    async fn open_alone(self: &Arc<Self>, request: OpenRequest) -> Result<Arc<Shared>, TaskError> {
+        if request.never_origin {
+            return Err(TaskError::new(
+                Kind::Unavailable,
+                "the origin has another content for this caller, and going back to it is disabled",
+            ));
+        }
+        info!(task = ?request.spec.id(), "the origin gives this caller another content than others: not shared");
+        self.open_at_origin(request, None).await
+    }
+
     /// No supernode answers: neighbours, then, after a random delay, the origin.
     async fn open_as_orphan(
         self: &Arc<Self>,
@@ -106,8 +126,8 @@ impl Inner {
         let since = tokio::time::Instant::now();
         let found = orphan::ask_neighbours(self, &spec).await;
         if let Some((known, hosts)) = orphan::unless_outdated(self, &request, found).await {
-            if known.meta.guarded {
-                authorize::authorize(self, &spec, &request.headers).await?;
+            if known.meta.guarded && !self.may_join(&request, &known.meta).await? {
+                return self.open_alone(request).await;
             }
             let content = self.create_from_meta(&spec, &known.meta).await?;
             let open = self.open_message(&request, Some(&content));

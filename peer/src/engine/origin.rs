@@ -176,13 +176,25 @@ pub(crate) async fn current_generation(inner: &Inner, spec: &TaskSpec, headers: 
     Generation::of_validators(&response.validators)
 }
 
-/// Asks the origin whether a caller with these headers may have the task.
-pub(crate) async fn may_have(inner: &Inner, spec: &TaskSpec, headers: HeaderMap) -> Result<(), TaskError> {
-    match probe(inner, spec, headers).await {
+/// Asks the origin whether a caller with these headers may have the task, and which generation it gives this caller, when
+/// that can be told.
+pub(crate) async fn may_have(
+    inner: &Inner,
+    spec: &TaskSpec,
+    headers: HeaderMap,
+) -> Result<Option<Generation>, TaskError> {
+    let told = match probe(inner, spec, headers.clone()).await {
+        Ok(response) => Generation::of_validators(&response.validators),
         // Of an empty content there is no first byte.
-        Ok(_) | Err(SourceError::RangeNotSatisfiable { .. }) => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(SourceError::RangeNotSatisfiable { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    if told.is_some() || spec.content_addressed {
+        return Ok(told);
     }
+    // Some origins name no validators to `HEAD`.
+    let first = inner.source.get(request(inner, spec, headers, ByteRange::new(0, 1))).await;
+    Ok(first.ok().and_then(|response| Generation::of_validators(&response.validators)))
 }
 
 /// A few bytes of the content as the origin has it for this caller.

@@ -119,5 +119,5 @@ async fn checked(inner: &Arc<Inner>, link: &Arc<Link>, task: TaskId, first: wire
         }
         hashes.extend(page);
     }
-    (root_of(layout, &hashes) == Some(root)).then_some(Known { meta, hashes })
+    (root_of(layout, &hashes) == Some(root)).then(|| Known { meta, hashes: hashes.into_iter().map(Some).collect() })
 }

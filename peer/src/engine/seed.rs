@@ -37,8 +37,8 @@ pub struct SeedRequest {
 pub struct Known {
     /// The metadata.
     pub meta: wire::TaskMeta,
-    /// Hashes from piece 0 on, as far as they are known.
-    pub hashes: Vec<PieceHash>,
+    /// Hashes by piece, as far as they are known: pieces do not arrive in order.
+    pub hashes: Vec<Option<PieceHash>>,
 }
 
 impl fmt::Debug for SeedRequest {
@@ -201,7 +201,7 @@ async fn open(inner: &Arc<Inner>, request: SeedRequest, news: mpsc::Sender<News>
         let length = shared.layout().length().unwrap_or_default();
         let _ = news.send(News::Complete { length, root }).await;
     }
-    Ok(Task::new(shared))
+    Ok(Task::new(shared, None))
 }
 
 /// Hashes of the pieces that are in the store already.

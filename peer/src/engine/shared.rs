@@ -1,7 +1,7 @@
 //! What the parts of one task share: the actor decides, receivers and readers look.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use http::HeaderMap;
@@ -28,7 +28,9 @@ pub(crate) struct Shared {
     pub(crate) counters: Counters,
     readers: Mutex<BTreeMap<u64, PieceIndex>>,
     next_reader: AtomicU64,
-    handles: AtomicUsize,
+    /// Each user's own rate, by the number of its handle; none is no limit.
+    handles: Mutex<BTreeMap<u64, Option<u64>>>,
+    next_handle: AtomicU64,
     /// This task's share of the host's download rate.
     pub(crate) limit: Limit,
     pub(crate) events: mpsc::Sender<Event>,
@@ -75,7 +77,8 @@ impl Shared {
             counters: Counters { from_cache: AtomicU64::new(here), ..Counters::default() },
             readers: Mutex::default(),
             next_reader: AtomicU64::new(0),
-            handles: AtomicUsize::new(0),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(0),
             limit,
             events,
             content,
@@ -105,6 +108,15 @@ impl Shared {
             }
         }
         news
+    }
+
+    /// Takes the hashes that are known, by piece.
+    pub(crate) fn expect_known(&self, hashes: &[Option<PieceHash>]) {
+        for (piece, hash) in (0..).zip(hashes) {
+            if let Some(hash) = hash {
+                self.expect(piece, &[*hash]);
+            }
+        }
     }
 
     /// Replaces what is known of a piece.
@@ -203,21 +215,54 @@ impl Shared {
         self.readers.lock().values().map(|&at| have.first_absent(at)).min()
     }
 
-    pub(crate) fn handle_added(&self) {
-        self.handles.fetch_add(1, Ordering::AcqRel);
+    /// A user of the task; gives the number of its handle.
+    pub(crate) fn handle_added(&self, rate: Option<u64>) -> u64 {
+        let id = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.set_rate_of(id, rate);
+        id
     }
 
-    pub(crate) fn handle_dropped(&self) {
-        if self.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+    /// Gives one user's handle a rate, in bytes per second. What is shared comes as fast as the fastest of them wants it: a
+    /// slow one must not hold the others back.
+    pub(crate) fn set_rate_of(&self, id: u64, rate: Option<u64>) {
+        let mut handles = self.handles.lock();
+        handles.insert(id, rate);
+        self.limit.set(fastest(&handles));
+    }
+
+    pub(crate) fn handle_dropped(&self, id: u64) {
+        let mut handles = self.handles.lock();
+        handles.remove(&id);
+        self.limit.set(fastest(&handles));
+        if handles.is_empty() {
             let _ = self.events.try_send(Event::Unwanted);
         }
     }
 
     pub(crate) fn is_wanted(&self) -> bool {
-        self.handles.load(Ordering::Acquire) > 0
+        !self.handles.lock().is_empty()
     }
 
     pub(crate) fn client_headers(&self) -> HeaderMap {
         headers::from_kept(self.content.headers())
+    }
+}
+
+/// The rate of a task that all of these use; none is no limit.
+fn fastest(handles: &BTreeMap<u64, Option<u64>>) -> Option<u64> {
+    handles.values().copied().collect::<Option<Vec<u64>>>()?.into_iter().max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_user_decides() {
+        let of = |rates: &[Option<u64>]| fastest(&(0..).zip(rates.iter().copied()).collect());
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[Some(5)]), Some(5));
+        assert_eq!(of(&[Some(5), Some(7)]), Some(7));
+        assert_eq!(of(&[Some(5), None]), None);
     }
 }

@@ -22,6 +22,7 @@ pub struct Task {
 struct Handle {
     shared: Arc<Shared>,
     info: TaskInfo,
+    number: u64,
 }
 
 /// What is known of a task when it is opened.
@@ -55,7 +56,8 @@ pub struct Progress {
 }
 
 impl Task {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    /// With this user's own rate, in bytes per second.
+    pub(crate) fn new(shared: Arc<Shared>, rate: Option<u64>) -> Self {
         let info = TaskInfo {
             task: shared.task,
             generation: shared.generation,
@@ -64,8 +66,8 @@ impl Task {
             guarded: shared.content.guarded(),
             from_cache: matches!(shared.ended(), Some(Ok(()))),
         };
-        shared.handle_added();
-        Self { handle: Arc::new(Handle { shared, info }) }
+        let number = shared.handle_added(rate);
+        Self { handle: Arc::new(Handle { shared, info, number }) }
     }
 
     /// What is known of it.
@@ -124,9 +126,10 @@ impl Task {
         Progress { bytes: from_peers + from_origin + from_cache, from_peers, from_origin, from_cache }
     }
 
-    /// Gives this task a download limit of its own, in bytes per second; `None` lifts it.
+    /// Gives this user of the task a download limit of its own, in bytes per second; `None` lifts it. A task that several
+    /// use comes as fast as the fastest of them wants it.
     pub fn set_rate(&self, bytes_per_s: Option<u64>) {
-        self.handle.shared.limit.set(bytes_per_s);
+        self.handle.shared.set_rate_of(self.handle.number, bytes_per_s);
     }
 
     /// Writes the complete content, or a range of it, to a file.
@@ -145,6 +148,6 @@ impl Task {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.handle_dropped();
+        self.shared.handle_dropped(self.number);
     }
 }

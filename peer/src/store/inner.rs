@@ -71,6 +71,12 @@ struct Demand {
     disk_free_bytes: u64,
 }
 
+impl Evicted {
+    pub(super) fn add(&mut self, file: Option<File>) {
+        self.0.extend(file);
+    }
+}
+
 impl Inner {
     /// By how much a task of unknown length reserves more, in bytes.
     pub(super) fn growth_step_bytes(&self) -> u64 {
@@ -140,7 +146,7 @@ impl Inner {
         let mut evicted = Evicted::default();
         for slot in plan.victims {
             tracing::debug!(task = %slot.key.task, generation = %slot.key.generation, bytes = slot.reserved.bytes(), "evicted");
-            evicted.0.extend(self.remove(tasks, &slot)?);
+            evicted.add(self.remove(tasks, &slot)?);
         }
         Ok(evicted)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use peer::engine::{Known, News, SeedRequest};
 use proto::frame::HASHES_PER_MESSAGE_MAX;
-use proto::{HostId, PieceLayout, TaskId, wire};
+use proto::{HostId, PieceHash, PieceLayout, TaskId, wire};
 use swarm::SchedulerEvent;
 use tracing::{debug, info, warn};
 
@@ -13,6 +13,8 @@ use super::{Manager, State};
 
 /// Tasks kept that only a sibling told of, at most: with 512 pieces each, 64 MiB of hashes.
 const TOLD_MAX: usize = 4096;
+/// Pieces that a sibling may tell of while the length is not known: with pieces of 1 MiB, 256 GiB and 9 MiB of hashes.
+const PIECES_UNKNOWN_MAX: u32 = 1 << 18;
 
 impl Manager {
     pub(super) fn start_seed(
@@ -92,7 +94,9 @@ impl Manager {
                     entry.root = meta.checked_root().ok().flatten();
                 }
                 if let Some(known) = entry.known.take().filter(|known| known.meta.generation == meta.generation) {
-                    entry.add_hashes(0, &known.hashes);
+                    for (piece, hash) in (0..).zip(known.hashes) {
+                        entry.add_hashes(piece, hash.as_slice());
+                    }
                 }
                 self.tell_siblings(wire::task_news::Body::Meta(meta));
                 self.handle(state, SchedulerEvent::SeedOpened { task, generation, complete, pieces });
@@ -234,11 +238,8 @@ impl Manager {
                 if let (Some(known), Ok(checked)) =
                     (state.tasks.get_mut(&task).and_then(|entry| entry.known.as_mut()), hashes.checked())
                     && known.meta.generation == news.generation
-                    // Only the run from the start is kept: what comes after a gap is told again in time.
-                    && hashes.first as usize <= known.hashes.len()
                 {
-                    let end = (hashes.first as usize + checked.len()).min(known.hashes.len());
-                    known.hashes.splice(hashes.first as usize..end, checked);
+                    learn(known, hashes.first, checked);
                 }
             }
             wire::task_news::Body::Discard(discard) => {
@@ -249,6 +250,21 @@ impl Manager {
                 }
             }
         }
+    }
+}
+
+/// Notes hashes that a sibling told, unless they are of pieces that the content cannot have.
+fn learn(known: &mut Known, first: u32, hashes: Vec<PieceHash>) {
+    let count = known.meta.layout().ok().and_then(PieceLayout::count).unwrap_or(PIECES_UNKNOWN_MAX);
+    let end = first as usize + hashes.len();
+    if end > count as usize {
+        return;
+    }
+    if known.hashes.len() < end {
+        known.hashes.resize(end, None);
+    }
+    for (slot, hash) in known.hashes[first as usize..].iter_mut().zip(hashes) {
+        *slot = Some(hash);
     }
 }
 

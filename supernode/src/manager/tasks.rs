@@ -165,7 +165,7 @@ impl TaskEntry {
         api::TaskView {
             task_id: id,
             generation: self.generation(),
-            url: redact_url(&proto::content_url(&self.spec.url, &self.spec.filtered_query_params)),
+            url: shown(&self.spec),
             length: self.meta.as_ref().and_then(|meta| meta.length),
             piece_len: self.meta.as_ref().map_or(0, |meta| meta.piece_len),
             pieces_seeded: self.known_hashes(),
@@ -174,4 +174,11 @@ impl TaskEntry {
             peers: u32::try_from(self.opened.len()).unwrap_or(u32::MAX),
         }
     }
+}
+
+/// The URL as anybody may see it: any part of its query may be a credential.
+fn shown(spec: &TaskSpec) -> String {
+    let mut url = proto::content_url(&spec.url, &spec.filtered_query_params);
+    url.set_query(None);
+    redact_url(&url)
 }

@@ -153,6 +153,43 @@ pub(super) fn forbidden(run: &Run) -> CaseResult {
     })
 }
 
+/// What a URL gives may depend on who asks: nobody gets what was fetched for somebody else.
+pub(super) fn personal(run: &Run) -> CaseResult {
+    let net = probe::net(&["h1", "h2"])?;
+    let origin = RogueOrigin::start(&net.host("origin"), b"for nobody".to_vec())?;
+    let callers = ["Bearer alice", "Bearer bob"];
+    let contents = [probe::content(LENGTH, 5), probe::content(LENGTH, 6)];
+    origin.behave(|b| {
+        b.personal = callers.map(str::to_owned).into_iter().zip(contents.clone().map(Into::into)).collect();
+        b.rate_bytes_per_s = Some(1 << 20);
+    });
+    let cluster = probe::cluster(&net, run, &["h1", "h2"], "", "")?;
+    let url = origin.url("p2p/me");
+    let get = |host: usize, who: usize| proxied(&cluster.daemons[host]).header("Authorization", callers[who]).get(&url);
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let alice = scope.spawn(|| get(0, 0));
+        probe::wait_until("alice's download runs", probe::SETTLE, || {
+            Ok(origin.requests().iter().any(|request| request.sent_bytes > 300_000))
+        })?;
+        for host in [0, 1] {
+            same(&get(host, 1)?.body, &contents[1]).with_context(|| format!("bob on host {host}, meanwhile"))?;
+        }
+        let reply = alice.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+        same(&reply.body, &contents[0]).context("alice")
+    })?;
+    for host in [1, 0] {
+        for who in [1, 0] {
+            let output = run.data_dir("output")?.join("file");
+            let header = format!("Authorization: {}", callers[who]);
+            let finished = probe::dfget(&cluster.daemons[host], &url, &output, &["-H", &header])?;
+            ensure!(finished.status.success(), "dfget: {}", probe::said(&finished));
+            same(&fs::read(&output)?, &contents[who]).with_context(|| format!("{} on host {host}", callers[who]))?;
+        }
+        same(&proxied(&cluster.daemons[host]).get(&url)?.body, b"for nobody").context("a caller with nothing")?;
+    }
+    Ok(Outcome::Passed)
+}
+
 pub(super) fn expired(run: &Run) -> CaseResult {
     let net = probe::net(&["h1", "h2"])?;
     let lifetime = Duration::from_secs(4);

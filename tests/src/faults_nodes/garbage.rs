@@ -26,6 +26,10 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// What a node may need at most while it serves and is attacked: what it may need for a pull.
 const MEMORY_MAX: u64 = 150 << 20;
 const DATAGRAMS: usize = 20_000;
+/// Ports whose server would wait for the first byte for ever by itself.
+const GRPC: [&str; 2] = ["daemon's socket", "supernode's grpc"];
+/// Whoever says nothing to them for so long has been closed.
+const SILENCE: Duration = Duration::from_secs(8);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![rooted(
@@ -201,6 +205,20 @@ fn slow(port: &Port, prefix: &[u8]) -> Result<usize> {
     Ok(opened - streams.len())
 }
 
+/// Opens connections that say nothing; gives how many the other side closed.
+fn silent(port: &Port) -> usize {
+    let mut streams: Vec<Stream> = (0..SLOW).filter_map(|_| Stream::open(port).ok()).collect();
+    let refused = SLOW - streams.len();
+    let opened = streams.len();
+    thread::sleep(SILENCE);
+    // The first byte to a closed connection is answered by a reset, which the next one hits.
+    for _ in 0..3 {
+        streams.retain_mut(|stream| stream.write(b"x").is_ok());
+        thread::sleep(Duration::from_millis(200));
+    }
+    refused + opened - streams.len()
+}
+
 /// Datagrams of all lengths, some of which look like the first of a QUIC connection.
 fn datagrams(target: SocketAddr) -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -343,6 +361,12 @@ fn attack(target: &Target) -> Vec<String> {
         for attack in &ATTACKS {
             if let Err(error) = flood(&target.port, attack) {
                 problems.push(format!("{error:#}"));
+            }
+        }
+        if GRPC.contains(&target.what) {
+            let closed = silent(&target.port);
+            if closed < SLOW {
+                problems.push(format!("only {closed} of {SLOW} silent connections were closed"));
             }
         }
         for (what, prefix) in [("slow letters", &b""[..]), ("a slow request", b"GET / HTTP/1.1\r\nx-a: ")] {

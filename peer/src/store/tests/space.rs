@@ -210,7 +210,7 @@ fn a_disk_that_others_fill_leaves_the_store_usable() {
     // RocksDB looks every few seconds whether there is room again.
     let key = Key { task: task_id(1), generation: Generation::unique(9) };
     let is_back = (0..150).any(|_| {
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
         store.inner.rows.put_used(key, 1).is_ok()
     });
     assert!(is_back, "rows are still refused");
@@ -238,4 +238,17 @@ fn shared_outputs_are_counted_as_unreclaimable() {
     assert_eq!(store.usage().used_bytes, 2 * MIB);
     fs::remove_file(output).unwrap();
     assert_eq!(store.usage().unreclaimable_bytes, 0);
+}
+
+#[test]
+fn what_nobody_used_for_long_is_forgotten() {
+    let dir = folder();
+    let store = open(dir.path());
+    let used = store.create(new_task(1, 1, Some(10))).unwrap();
+    drop(store.create(new_task(2, 1, Some(10))).unwrap());
+    assert_eq!(store.forget_unused(Duration::from_secs(3600)).unwrap(), 0);
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(store.forget_unused(Duration::ZERO).unwrap(), 1);
+    assert!(store.get(used.task(), None).unwrap().is_some(), "in use");
+    assert!(store.get(task_id(2), None).unwrap().is_none());
 }
