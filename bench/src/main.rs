@@ -28,10 +28,10 @@ enum Bench {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().bench {
         Bench::Demo(args) => bench::demo::run(&args),
-        Bench::Sim(args) => bench::sim::cli::run(&args).map(|()| ExitCode::SUCCESS),
-        Bench::Testbed(args) => bench::testbed::run(&args).map(|()| ExitCode::SUCCESS),
-        Bench::Single(args) => bench::single::run(&args).map(|()| ExitCode::SUCCESS),
-        Bench::Memory(args) => bench::memory::run(&args).map(|()| ExitCode::SUCCESS),
+        Bench::Sim(args) => bench::sim::cli::run(&args),
+        Bench::Testbed(args) => bench::testbed::run(&args),
+        Bench::Single(args) => bench::single::run(&args),
+        Bench::Memory(args) => bench::memory::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("bench: {error:#}");

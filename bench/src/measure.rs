@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{BufWriter, Read as _, Write as _},
     path::Path,
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +18,18 @@ const MEMORY: &str = "/dev/shm";
 /// To four places behind the point.
 pub(crate) fn round(value: f64) -> f64 {
     (value * 10_000.0).round() / 10_000.0
+}
+
+/// A figure, and what it may be at most.
+pub(crate) type Bar = (&'static str, f64, f64);
+
+/// Names the figures that are larger than promised; the exit code says whether there are any.
+pub(crate) fn hold(bars: &[Bar]) -> ExitCode {
+    let broken: Vec<&Bar> = bars.iter().filter(|(_, figure, most)| figure > most).collect();
+    for (what, figure, most) in &broken {
+        eprintln!("broken promise: {what} is {figure}, more than {most}");
+    }
+    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The middle one; of an even number the mean of the middle two. 0 of none.

@@ -1,6 +1,6 @@
 //! `bench memory`: what a dfdaemon keeps in memory, idle and while it pulls an image and uploads it.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::{
     fleet::{Job, at_once},
     live::{Live, say},
-    measure::{counter, explain, round},
+    measure::{counter, explain, hold, round},
 };
 
 /// The seed's way up: narrow enough that the second host gets most of its bytes from the first.
@@ -52,7 +52,7 @@ struct Report {
 ///
 /// # Errors
 /// When something does not start, a pull fails, or the host did not upload.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(folder) = &args.folder {
         crate::measure::data_folder(Some(folder), 0)?;
     }
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
             report.idle_mb, report.pull_peak_mb
         );
     }
-    Ok(())
+    Ok(hold(&[("idle_mb", report.idle_mb, 40.0), ("pull_peak_mb", report.pull_peak_mb, 150.0)]))
 }
 
 fn measure(args: &Args, run: &Run) -> Result<Report> {

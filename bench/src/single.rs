@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use serde::Serialize;
 
 use crate::{
     live::say,
-    measure::{counter, data_folder, digest_of, explain, median, random_file, round},
+    measure::{counter, data_folder, digest_of, explain, hold, median, random_file, round},
 };
 
 /// One transfer; on an idle machine it takes about a second.
@@ -81,7 +82,7 @@ struct Took {
 ///
 /// # Errors
 /// When something does not start, a transfer fails, or its bytes did not take the way they should.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let bytes = args.mebibytes * 1024 * 1024;
     // The origin's, the seed's, the warm peer's, the receiver's, and an output that may be a copy.
     let place = data_folder(args.folder.as_deref(), bytes * 5)?;
@@ -93,7 +94,13 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         println!("{report}");
     }
-    Ok(())
+    Ok(hold(&[
+        ("peer_ratio", report.peer_ratio, 1.25),
+        ("lone_ratio", report.lone_ratio, 1.25),
+        ("local_1b_ms", report.local_1b_ms, 10.0),
+        ("local_64k_ms", report.local_64k_ms, 10.0),
+        ("local_1m_ms", report.local_1m_ms, 10.0),
+    ]))
 }
 
 fn measure(args: &Args, bytes: u64, run: &Run) -> Result<Report> {

@@ -1,6 +1,6 @@
 //! `bench testbed`: real binaries in a shaped network, all hosts download one file at the same time.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, ensure};
 use harness::{Cluster, Daemon, FileServer, FileServerOptions, Host, LinkSpec, Net, Proc, Run};
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     fleet::{Job, Laps, at_once},
     live::{Live, say},
-    measure::{counter, data_folder, digest_of, explain, median, random_file, round},
+    measure::{counter, data_folder, digest_of, explain, hold, median, random_file, round},
     sim::{SimConfig, sim_last_over_limit},
 };
 
@@ -57,7 +57,7 @@ struct Report {
 ///
 /// # Errors
 /// When something does not start, a download fails, or a file is not what the origin has.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(harness::is_root(), "the testbed is made of network namespaces with shaped links, which need root");
     let bytes = args.megabytes * 1_000_000;
     // Every host has a store and an output, which may be a copy; and there are the seed and the origin.
@@ -70,7 +70,15 @@ pub fn run(args: &Args) -> Result<()> {
     } else {
         println!("{report}");
     }
-    Ok(())
+    // With more hosts the machine's processor decides, with a short file how long programs take to start.
+    let as_promised = args.hosts <= 8 && args.megabytes >= 200;
+    let bars = [
+        ("last_over_limit", report.last_over_limit, 1.4),
+        ("last_over_limit / sim_last_over_limit", round(report.last_over_limit / report.sim_last_over_limit), 1.25),
+        ("origin_copies", report.origin_copies, 1.02),
+        ("duplicate_ratio", report.duplicate_ratio, 0.03),
+    ];
+    Ok(hold(if as_promised { &bars } else { &bars[2..] }))
 }
 
 fn measure(args: &Args, bytes: u64, run: &Run) -> Result<Report> {

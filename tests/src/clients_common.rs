@@ -327,6 +327,10 @@ impl Scene {
             (_, Some((user, password))) => skopeo = skopeo.args(["--src-creds", &format!("{user}:{password}")]),
             (_, None) => {}
         }
+        if let Auth::Token(_) = self.plot.auth {
+            // As with docker: what is begun after the token's end fails without us, too.
+            skopeo = skopeo.at_once();
+        }
         Ok((Runtime::Skopeo(skopeo), self.reference(tag)))
     }
 

@@ -18,6 +18,8 @@ pub struct Skopeo {
     host: Host,
     folder: PathBuf,
     plain: bool,
+    /// Into an OCI layout instead of a plain folder.
+    layout: bool,
     args: Vec<String>,
     env: Vec<(String, String)>,
     registries: Option<PathBuf>,
@@ -30,7 +32,15 @@ impl Skopeo {
     /// When it cannot be made.
     pub fn new(host: &Host, run: &Run, plain: bool) -> Result<Self> {
         let folder = run.data_dir("skopeo")?;
-        Ok(Self { host: host.clone(), folder, plain, args: Vec::new(), env: Vec::new(), registries: None })
+        Ok(Self {
+            host: host.clone(),
+            folder,
+            plain,
+            layout: false,
+            args: Vec::new(),
+            env: Vec::new(),
+            registries: None,
+        })
     }
 
     /// Adds arguments of `skopeo copy`: `--src-creds`, `--src-cert-dir`.
@@ -67,6 +77,12 @@ impl Skopeo {
         login.run(ASK_DEADLINE).map(drop)
     }
 
+    /// Copies into an OCI layout, and so several layers at a time: into a plain folder skopeo writes one after another.
+    #[must_use]
+    pub fn at_once(self) -> Self {
+        Self { layout: true, ..self }
+    }
+
     /// The folder the image is copied to.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -90,7 +106,8 @@ impl Skopeo {
     /// A copy to be started by the caller.
     #[must_use]
     pub fn pulling(&self, reference: &str) -> ProcBuilder {
-        self.copying(&format!("docker://{reference}"), &format!("dir:{}", self.folder.display()))
+        let kind = if self.layout { "oci" } else { "dir" };
+        self.copying(&format!("docker://{reference}"), &format!("{kind}:{}", self.folder.display()))
     }
 
     /// A copy from anywhere to anywhere, as skopeo names places.
@@ -125,10 +142,18 @@ impl Skopeo {
     /// # Errors
     /// When a file is missing or not what its name says.
     pub fn read_back(&self) -> Result<Pulled> {
-        let manifest: serde_json::Value = serde_json::from_slice(&fs::read(self.folder.join("manifest.json"))?)?;
+        let json = |path: &Path| -> Result<serde_json::Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+        let blobs = if self.layout { self.folder.join("blobs/sha256") } else { self.folder.clone() };
+        let manifest = if self.layout {
+            let index = json(&self.folder.join("index.json"))?;
+            let digest: Digest = index["manifests"][0]["digest"].as_str().unwrap_or_default().parse()?;
+            json(&blobs.join(digest.hex()))?
+        } else {
+            json(&self.folder.join("manifest.json"))?
+        };
         let checked = |entry: &serde_json::Value| -> Result<Digest> {
             let digest: Digest = entry["digest"].as_str().unwrap_or_default().parse()?;
-            let bytes = fs::read(self.folder.join(digest.hex())).with_context(|| format!("no file for {digest}"))?;
+            let bytes = fs::read(blobs.join(digest.hex())).with_context(|| format!("no file for {digest}"))?;
             let found = Digest::of(Algorithm::Sha256, &bytes);
             ensure!(found == digest, "skopeo wrote {found} as {digest}");
             Ok(digest)
