@@ -5,14 +5,16 @@
 
 use std::path::Path;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::Stream;
+use peer::admission::admit;
 use peer::engine::Engine;
 use peer::rpc::daemon_server::{Daemon, DaemonServer};
 use proto::wire;
 use tokio::net::UnixListener;
 use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
@@ -21,6 +23,13 @@ use crate::carry_out::carry_out;
 
 /// The longest request, in bytes: headers and a URL.
 const REQUEST_MAX: usize = 1024 * 1024;
+
+/// Connections at a time at most; each dfget has one.
+const CONNECTIONS_MAX: usize = 4096;
+/// Downloads on one connection at most: as many as dfget runs at a time.
+const STREAMS_PER_CONNECTION: u32 = 64;
+/// A silent dfget is asked for a sign of life so often, and given up after as long again.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// The socket's service.
 #[derive(Clone, Debug)]
@@ -101,7 +110,10 @@ pub(crate) async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let service = DaemonServer::new(Service { engine, cancel: cancel.clone() }).max_decoding_message_size(REQUEST_MAX);
     tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), cancel.cancelled_owned())
+        .serve_with_incoming_shutdown(admit(listener, CONNECTIONS_MAX), cancel.cancelled_owned())
         .await
 }

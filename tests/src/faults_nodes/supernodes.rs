@@ -13,9 +13,9 @@ use super::{digest_of, ends_well, files, net, output, proxied, random_file, rati
 use crate::runner::{Case, CaseResult, Outcome, rooted};
 
 /// Some seconds at the origin's rate.
-const ORIGIN_MBIT: u64 = 120;
-const LAYERS: [u64; 3] = [30_000_000, 20_000_000, 10_000_000];
-const FILE_BYTES: u64 = 60_000_000;
+const ORIGIN_MBIT: u64 = 160;
+const LAYERS: [u64; 3] = [45_000_000, 30_000_000, 15_000_000];
+const FILE_BYTES: u64 = 90_000_000;
 /// dfget, docker and containerd together 20 times.
 const OF_20: [usize; 3] = [7, 7, 6];
 /// The proxy read by curl, beyond those.
