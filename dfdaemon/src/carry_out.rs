@@ -10,6 +10,14 @@ use proto::{Kind, TaskSpec, wire};
 use tokio::sync::mpsc;
 use tracing::info;
 
+mod sharing;
+
+use sharing::Share;
+pub use sharing::Shares;
+
+/// The header of a request that names the caller (`--callsystem`).
+pub const CALLER_KEY: &str = "skimmer-caller-bin";
+
 /// Events waiting for one dfget at most; streamed bytes are among them, so this bounds memory.
 const EVENTS_MAX: usize = 8;
 /// Progress is told so often.
@@ -42,14 +50,16 @@ mod reason {
 #[must_use]
 pub fn carry_out(
     engine: Engine,
+    shares: &Shares,
     request: wire::DownloadRequest,
     may_write: bool,
 ) -> mpsc::Receiver<wire::DownloadEvent> {
     let (events, queue) = mpsc::channel(EVENTS_MAX);
+    let shares = shares.clone();
     tokio::spawn(async move {
         let gone = events.clone();
         tokio::select! {
-            result = download(&engine, request, may_write, &events) => {
+            result = download(&engine, &shares, request, may_write, &events) => {
                 if let Err(failure) = result {
                     tell(&events, Event::Failed(failure.told())).await;
                 }
@@ -63,6 +73,7 @@ pub fn carry_out(
 
 async fn download(
     engine: &Engine,
+    shares: &Shares,
     request: wire::DownloadRequest,
     trusted: bool,
     events: &mpsc::Sender<wire::DownloadEvent>,
@@ -77,13 +88,19 @@ async fn download(
         wire::download_request::Route::OriginOnly => Route::OriginOnly,
     };
     let spec: TaskSpec = request.spec.ok_or_else(|| invalid("spec"))?.try_into().map_err(|_| invalid("spec"))?;
+    let given = |rate: u64| (rate > 0).then_some(rate);
+    let share = Share {
+        total: given(request.total_rate_bytes_per_s),
+        own: given(request.rate_bytes_per_s),
+        min: given(request.rate_min_bytes_per_s),
+    };
     let open = OpenRequest {
         spec,
         headers: headers::from_wire(&request.headers),
         route,
         priority: request.priority,
         never_origin: request.disable_back_to_source,
-        rate_bytes_per_s: (request.rate_bytes_per_s > 0).then_some(request.rate_bytes_per_s),
+        rate_bytes_per_s: share.own,
     };
     let output = (!request.output.is_empty()).then(|| PathBuf::from(&request.output));
     if output.is_some() && !trusted {
@@ -104,6 +121,7 @@ async fn download(
     };
     let work = async {
         let task = engine.open(open).await.map_err(|error| Failure::of_download(error, never_origin))?;
+        let _member = shares.join(share, &task);
         started(&task, events).await;
         match output {
             Some(output) => write_output(&task, &output, how, events, never_origin).await,

@@ -36,5 +36,5 @@ pub mod settings;
 pub mod setup;
 mod socket;
 
-pub use carry_out::carry_out;
+pub use carry_out::{CALLER_KEY, Shares, carry_out};
 pub use daemon::run;

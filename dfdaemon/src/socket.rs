@@ -19,11 +19,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 
-use crate::carry_out::carry_out;
+use tracing::info;
+
+use crate::carry_out::{CALLER_KEY, Shares, carry_out};
 
 /// The longest request, in bytes: headers and a URL.
 const REQUEST_MAX: usize = 1024 * 1024;
 
+/// Bytes of a caller's name that are logged at most.
+const CALLER_LEN_MAX: usize = 200;
 /// Connections at a time at most; each dfget has one.
 const CONNECTIONS_MAX: usize = 4096;
 /// Downloads on one connection at most: as many as dfget runs at a time.
@@ -35,6 +39,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 struct Service {
     engine: Engine,
+    shares: Shares,
     cancel: CancellationToken,
 }
 
@@ -46,8 +51,11 @@ impl Daemon for Service {
 
     async fn download(&self, request: Request<wire::DownloadRequest>) -> Result<Response<Events>, Status> {
         let trusted = may_write(&request);
+        if let Some(caller) = caller(&request) {
+            info!(caller, "a download is asked for");
+        }
         let request = request.into_inner();
-        let events = carry_out(self.engine.clone(), request, trusted);
+        let events = carry_out(self.engine.clone(), &self.shares, request, trusted);
         let stopping = self.cancel.clone();
         let events = ReceiverStream::new(events).map(move |event| {
             // What fails because this daemon stops is not the download's failure: dfget asks the next daemon again.
@@ -68,6 +76,13 @@ impl Daemon for Service {
             supernodes: Vec::new(),
         }))
     }
+}
+
+/// Who says to ask, as far as it can stand in a log.
+fn caller(request: &Request<wire::DownloadRequest>) -> Option<String> {
+    let value = request.metadata().get_bin(CALLER_KEY)?.to_bytes().ok()?;
+    let text = String::from_utf8_lossy(&value[..value.len().min(CALLER_LEN_MAX)]).into_owned();
+    Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
 }
 
 fn may_write(request: &Request<wire::DownloadRequest>) -> bool {
@@ -108,7 +123,8 @@ pub(crate) async fn serve(
     engine: Engine,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = DaemonServer::new(Service { engine, cancel: cancel.clone() }).max_decoding_message_size(REQUEST_MAX);
+    let service = DaemonServer::new(Service { engine, shares: Shares::default(), cancel: cancel.clone() })
+        .max_decoding_message_size(REQUEST_MAX);
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))

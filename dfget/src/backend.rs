@@ -47,6 +47,8 @@ pub struct Request {
     pub output: Option<Output>,
     /// Limit of this download.
     pub rate_bytes_per_s: Option<u64>,
+    /// Limit of all downloads that name one, together.
+    pub total_rate_bytes_per_s: Option<u64>,
     /// Its share at least.
     pub rate_min_bytes_per_s: Option<u64>,
     /// How long it may take from now. The caller watches it too, and a little more strictly.

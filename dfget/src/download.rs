@@ -212,6 +212,7 @@ impl Engines {
             headers: file.headers.clone(),
             output,
             rate_bytes_per_s: job.rate_bytes_per_s,
+            total_rate_bytes_per_s: job.local.total_rate_bytes_per_s,
             rate_min_bytes_per_s: job.rate_min_bytes_per_s,
             timeout: self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
             priority: job.priority,

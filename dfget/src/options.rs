@@ -145,14 +145,17 @@ fn download(given: &Given, current_dir: &Path) -> Option<Job> {
         route,
         never_origin,
         priority,
-        // A download is never faster than all downloads together.
-        rate_bytes_per_s: [rate(given, "locallimit"), total].into_iter().flatten().min(),
+        rate_bytes_per_s: rate(given, "locallimit"),
         rate_min_bytes_per_s: rate(given, "minrate"),
         timeout: timeout(given),
         caller: text(given, "callsystem"),
         recursive,
         endpoint: endpoint(given, &local, current_dir),
-        local: LocalSettings { total_rate_bytes_per_s: total, ..local },
+        local: LocalSettings {
+            total_rate_bytes_per_s: total,
+            name: spec.as_ref().map(|spec| spec.id().to_string()).unwrap_or_default(),
+            ..local
+        },
         show: Show {
             json: given.is_set("json"),
             lines: given.is_set("show-progress"),
@@ -442,7 +445,6 @@ fn local(given: &Given, current_dir: &Path) -> LocalSettings {
         supernodes,
         home: folder("home"),
         data_dir: folder("datadir"),
-        cache_dir: folder("cachedir"),
         ip: given
             .one("ip")
             .and_then(|item| given.parsed(item, |text| text.parse::<IpAddr>().map_err(|_| "not an IP address"))),
@@ -451,6 +453,7 @@ fn local(given: &Given, current_dir: &Path) -> LocalSettings {
         expire: time("expiretime"),
         pieces_in_flight: within("clientqueue", u64::from(CLIENT_QUEUE_MAX)).and_then(|n| u32::try_from(n).ok()),
         total_rate_bytes_per_s: None,
+        name: String::new(),
         ca_files: given.many("cacerts").into_iter().filter_map(path).collect(),
         insecure: given.is_set("insecure"),
     }

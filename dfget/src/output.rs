@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,6 +45,11 @@ pub enum Place {
 /// # Errors
 /// When the output exists and may not be replaced, is a folder, or its folder cannot be written.
 pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<Place, Failure> {
+    if descriptor(path).is_some() {
+        return Ok(Place::Special(path.to_owned()));
+    }
+    let followed = follow(path);
+    let path = followed.as_deref().unwrap_or(path);
     let unwritable = |error: io::Error| Failure::of_output(path, "write", &error);
     let existing = match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {
@@ -69,6 +75,45 @@ pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<P
     Ok(Place::File(path))
 }
 
+/// Links followed at most, as in the kernel.
+const LINKS_MAX: usize = 40;
+
+/// Where a symbolic link to nothing leads: what is written there is meant to be made.
+fn follow(path: &Path) -> Option<PathBuf> {
+    let mut at = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = std::fs::read_link(&at) else { break };
+        at = at.parent().unwrap_or_else(|| Path::new("/")).join(target);
+    }
+    (at != path && std::fs::symlink_metadata(&at).is_err()).then_some(at)
+}
+
+/// The number of an open file that a path names, as `/dev/stdout` does. Whatever it leads to belongs to whoever opened
+/// it: it may be a log that others append to.
+fn descriptor(path: &Path) -> Option<u32> {
+    let text = path.to_str()?;
+    match text {
+        "/dev/stdin" => return Some(0),
+        "/dev/stdout" => return Some(1),
+        "/dev/stderr" => return Some(2),
+        _ => {}
+    }
+    let number = text.strip_prefix("/dev/fd/").or_else(|| {
+        let (process, number) = text.strip_prefix("/proc/")?.split_once("/fd/")?;
+        (process == "self" || process == std::process::id().to_string()).then_some(number)
+    })?;
+    number.parse().ok()
+}
+
+fn open_special(path: &Path) -> io::Result<File> {
+    // The same open file, not the path opened anew: its offset and its way of appending are the shell's.
+    match descriptor(path) {
+        Some(1) => Ok(io::stdout().as_fd().try_clone_to_owned()?.into()),
+        Some(2) => Ok(io::stderr().as_fd().try_clone_to_owned()?.into()),
+        _ => OpenOptions::new().append(true).open(path),
+    }
+}
+
 /// A device or a pipe that bytes are written into as they come.
 #[derive(Debug)]
 pub struct Special {
@@ -84,7 +129,7 @@ impl Special {
     /// When it cannot be opened for writing.
     pub async fn open(path: PathBuf) -> Result<Self, Failure> {
         let opening = path.clone();
-        let opened = tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(opening)).await;
+        let opened = tokio::task::spawn_blocking(move || open_special(&opening)).await;
         let file =
             opened.map_err(io::Error::other).flatten().map_err(|error| Failure::of_output(&path, "write", &error))?;
         Ok(Self { path, file: Arc::new(file), length: 0 })
@@ -294,6 +339,21 @@ impl Drop for Temporary {
 mod tests {
     use super::*;
     use crate::exit::Exit;
+
+    #[test]
+    fn open_files_are_written_into_and_dangling_links_followed() {
+        let mut made = MadeFolders::default();
+        for path in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/2"] {
+            let path = Path::new(path);
+            assert_eq!(prepare(path, true, &mut made).unwrap(), Place::Special(path.to_owned()));
+        }
+        assert_eq!(descriptor(Path::new("/dev/fd/x")), None);
+        assert_eq!(descriptor(Path::new("/proc/1/fd/1")), None);
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        assert_eq!(prepare(&link, true, &mut made).unwrap(), Place::File(dir.path().join("nowhere")));
+    }
 
     #[test]
     fn folders_are_made_and_go_again() {

@@ -64,6 +64,14 @@ pub fn shown(url: &Url) -> String {
     url.into()
 }
 
+/// A URL to be used again, by somebody who has the user's password already.
+fn without_user(url: &Url) -> String {
+    let mut url = url.clone();
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.into()
+}
+
 /// A message on one line of a terminal, whatever an origin put into it.
 fn one_line(message: &str) -> String {
     message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
@@ -177,7 +185,7 @@ impl Reporter {
             if self.json {
                 self.event(Event::Found { url: shown(&file.url), path: file.path.to_string_lossy() });
             } else {
-                self.line(file.url.as_str());
+                self.line(&without_user(&file.url));
             }
         }
     }

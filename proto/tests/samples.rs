@@ -328,6 +328,7 @@ fn download() -> Vec<Sample> {
         disable_back_to_source: true,
         uid: 1000,
         gid: 100,
+        total_rate_bytes_per_s: 5_000_000,
     };
     let started = DownloadStarted { meta: Some(meta()), from_cache: true };
     let progress = DownloadProgress { bytes: 1 << 32, from_peers: 3, from_origin: 2, from_cache: 1 };

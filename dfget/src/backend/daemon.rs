@@ -32,8 +32,7 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// How much later than dfget the daemon gives up: dfget's own message is the one for the user.
 const TIMEOUT_GRACE: Duration = Duration::from_secs(5);
-/// The header of a request that names the caller (`--callsystem`).
-pub const CALLER_KEY: &str = "skimmer-caller-bin";
+pub use dfdaemon::CALLER_KEY;
 
 /// The dfdaemon behind a socket.
 #[derive(Debug)]
@@ -160,6 +159,7 @@ pub(super) fn message(request: Request) -> tonic::Request<wire::DownloadRequest>
         disable_back_to_source: request.never_origin,
         uid: output.uid,
         gid: output.gid,
+        total_rate_bytes_per_s: request.total_rate_bytes_per_s.unwrap_or(0),
     });
     if !request.caller.is_empty() {
         message.metadata_mut().insert_bin(CALLER_KEY, MetadataValue::from_bytes(request.caller.as_bytes()));

@@ -1,14 +1,15 @@
 //! The engine in this process, for hosts without a dfdaemon.
 //!
 //! It keeps its pieces in a store of the user's own, so that an interrupted download continues where it was. When
-//! another dfget of the same user has that store open, a temporary one is used.
+//! another dfget of the same user has that store open, the download has one of its own beside it, by whose name it finds
+//! it again; it goes with the end of the download.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfdaemon::carry_out;
+use dfdaemon::{Shares, carry_out};
 use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use peer::engine::Engine;
@@ -35,6 +36,10 @@ const CAPACITY: ByteSize = ByteSize::gib(20);
 const SUPERNODE_WAIT: Duration = Duration::from_secs(2);
 /// How long the engine may take to end what it does; it writes for milliseconds at a time.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
+/// Name of the store of one download: this and the task.
+const OWN_PREFIX: &str = "dfget-";
+/// A store of one download is given up after so long.
+const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Whether peers still come is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -45,6 +50,7 @@ pub struct LocalParts;
 /// An engine in this process, on threads of its own: hashing and writing must not wait for the reports.
 struct LocalBackend {
     engine: Engine,
+    shares: Shares,
     alive: Option<Duration>,
     runtime: Mutex<Option<Runtime>>,
     /// A store for this process alone, removed with it.
@@ -78,21 +84,47 @@ impl LocalBackend {
             .build()
             .map_err(|error| internal(&error.to_string()))?;
         let dir = store_dir(settings)?;
-        let opened = start(&runtime, settings, &dir).await?;
-        let (engine, temporary) = match opened {
+        let own = dir.join(format!("{OWN_PREFIX}{}", settings.name));
+        forget_abandoned(&dir, &own);
+        // What an interrupted download left in a store of its own goes on from there.
+        let own_first = own.is_dir();
+        let (first, second) = if own_first { (&own, &dir) } else { (&dir, &own) };
+        let (engine, used) = match start(&runtime, settings, first).await? {
             Err(NodeError::Store(StoreError::Locked { .. })) => {
-                let own = dir.join(format!("dfget-{}", std::process::id()));
-                let engine = start(&runtime, settings, &own).await?.map_err(|error| failed(&error))?;
-                (engine, Some(own))
+                (start(&runtime, settings, second).await?.map_err(|error| failed(&error))?, second)
             }
             Err(error) => return Err(failed(&error)),
-            Ok(engine) => (engine, None),
+            Ok(engine) => (engine, first),
         };
+        let temporary = (*used == own).then(|| own.clone());
+        if let Some(unused) = settings.expire {
+            let forgotten = engine.store().forget_unused(unused).map_err(|error| internal(&error.to_string()))?;
+            tracing::debug!(forgotten, "contents that nobody used for long are forgotten");
+        }
         if !settings.supernodes.is_empty() {
             // Without an answer the engine's own rules for hosts without a supernode apply.
             let _ = tokio::time::timeout(SUPERNODE_WAIT, engine.wait_for_supernode()).await;
         }
-        Ok(Self { engine, alive: settings.alive, runtime: Mutex::new(Some(runtime)), temporary })
+        Ok(Self {
+            engine,
+            shares: Shares::default(),
+            alive: settings.alive,
+            runtime: Mutex::new(Some(runtime)),
+            temporary,
+        })
+    }
+}
+
+/// Removes stores of single downloads that nobody came back to.
+fn forget_abandoned(dir: &Path, own: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let is_old = || Some(entry.metadata().ok()?.modified().ok()?.elapsed().ok()? > ABANDONED_AFTER);
+        if path != own && entry.file_name().to_string_lossy().starts_with(OWN_PREFIX) && is_old() == Some(true) {
+            // A leftover is only lost space in the user's own folder.
+            let _ = std::fs::remove_dir_all(path);
+        }
     }
 }
 
@@ -198,7 +230,8 @@ impl Backend for LocalBackend {
             let handle = self.runtime.lock().as_ref().map(|runtime| runtime.handle().clone());
             let Some(handle) = handle else { return Err(BackendError::Lost(None)) };
             let _inside = handle.enter();
-            let events = ReceiverStream::new(carry_out(self.engine.clone(), message(request).into_inner(), true));
+            let events =
+                ReceiverStream::new(carry_out(self.engine.clone(), &self.shares, message(request).into_inner(), true));
             let events = events.filter_map(|item| std::future::ready(event(item).transpose()));
             Ok::<Events, _>(Box::pin(events))
         })

@@ -266,7 +266,7 @@ pub static FLAGS: &[Flag] = &[
         One("RATE"),
         &[V1],
         Does(
-            "at most this rate for all that dfget moves, uploads of the built-in engine included; a dfdaemon has a limit of its own besides. No effect with --pattern cdn or source, as ever",
+            "one rate for all downloads that name one, shared out equally: those of the dfdaemon, or of this process (with the uploads of its engine); a dfdaemon has a limit of its own besides. No effect with --pattern cdn or source, as ever",
         ),
     ),
     flag(
@@ -275,7 +275,7 @@ pub static FLAGS: &[Flag] = &[
         &[],
         One("RATE"),
         &[V1],
-        Does("the rate this download gets at least when a host's rate is shared out"),
+        Does("the part of a --totallimit that this download gets at least"),
     ),
     flag(
         Limits,
@@ -454,7 +454,16 @@ pub static FLAGS: &[Flag] = &[
         &[V1],
         Does("built-in engine: forgets stored content that nobody used for this long"),
     ),
-    flag(Engine, "home", &[], One("DIR"), &[V1], Does("built-in engine: its folder, $HOME/.skimmer when absent")),
+    flag(
+        Engine,
+        "home",
+        &[],
+        One("DIR"),
+        &[V1],
+        Does(
+            "built-in engine: its folder; when absent, content lies in $XDG_DATA_HOME/skimmer/dfget or ~/.local/share/skimmer/dfget",
+        ),
+    ),
     flag(Engine, "workhome", &[], One("DIR"), &[V2Go], Same("home")),
     flag(
         Engine,
@@ -464,20 +473,18 @@ pub static FLAGS: &[Flag] = &[
         &[V2Go],
         Does("built-in engine: the folder of stored content, data in --home when absent"),
     ),
-    flag(
-        Engine,
-        "cachedir",
-        &[],
-        One("DIR"),
-        &[V2Go],
-        Does("built-in engine: the folder for what it remembers between runs, cache in --home when absent"),
-    ),
     // --- refused ---
     refused(
         "dfdaemon",
         &[V1],
         Nothing,
         "told the old program that its daemon called it; nothing here depends on who calls",
+    ),
+    refused(
+        "cachedir",
+        &[V2Go],
+        One("DIR"),
+        "named a folder of the old program's own; here nothing but the store is kept between runs, see --home and --datadir",
     ),
     refused(
         "data",

@@ -126,8 +126,8 @@ pub struct LocalSettings {
     pub home: Option<PathBuf>,
     /// `--datadir`: the store.
     pub data_dir: Option<PathBuf>,
-    /// `--cachedir`: what is remembered between runs.
-    pub cache_dir: Option<PathBuf>,
+    /// What is downloaded, for a store of this download's own when another dfget has the usual one.
+    pub name: String,
     /// Address of the peer listener, told to others.
     pub ip: Option<IpAddr>,
     /// Port of the peer listener.

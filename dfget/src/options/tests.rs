@@ -195,7 +195,7 @@ fn rates_and_times() {
     let limits = job(&format!("{URL} -s 20M --totallimit 10M --minrate 64K --timeout 0"));
     assert_eq!(
         (limits.rate_bytes_per_s, limits.rate_min_bytes_per_s, limits.timeout),
-        (Some(10 << 20), Some(64 << 10), None)
+        (Some(20 << 20), Some(64 << 10), None)
     );
     assert_eq!(limits.local.total_rate_bytes_per_s, Some(10 << 20));
     assert_eq!(job(&format!("{URL} --ratelimit 20M --totallimit 10M -p source")).rate_bytes_per_s, Some(20 << 20));
@@ -207,7 +207,7 @@ fn rates_and_times() {
 #[test]
 fn the_built_in_engine() {
     let local = job(&format!(
-        "{URL} -n a,b:9=5,[::1]:7=2 --node [fe80::1] --home h --datadir /d --cachedir c --ip 10.0.0.1 --port 15000 --alivetime 5m --expiretime 180 --clientqueue 6"
+        "{URL} -n a,b:9=5,[::1]:7=2 --node [fe80::1] --home h --datadir /d --ip 10.0.0.1 --port 15000 --alivetime 5m --expiretime 180 --clientqueue 6"
     ))
     .local;
     let nodes: Vec<_> = local.supernodes.iter().map(|node| (node.endpoint.as_str(), node.weight)).collect();
