@@ -160,13 +160,14 @@ impl Engines {
             Place::File(_) => Sink::Backend,
         };
         let mut losses = Losses::default();
+        let mut sum = crc32fast::Hasher::new();
         let finished = loop {
             let (backend, daemon): (&dyn Backend, _) =
                 match self.daemon.as_ref().filter(|_| !self.daemon_gone.load(Ordering::Relaxed)) {
                     Some(daemon) => (daemon, Some(daemon)),
                     None => (self.engine().await?.as_ref(), None),
                 };
-            let error = match self.attempt(backend, file, &mut sink, reporter, &mut losses).await {
+            let error = match self.attempt(backend, file, &mut sink, &mut sum, reporter, &mut losses).await {
                 Ok(done) => break Finished { done, by: backend.name() },
                 Err(BackendError::Failed(failure)) => return Err(failure),
                 Err(error) => error,
@@ -182,6 +183,11 @@ impl Engines {
                 self.daemon_gone.store(true, Ordering::Relaxed);
             }
         };
+        let sum = sum.finalize();
+        if let Some(expected) = job.crc32.filter(|expected| *expected != sum) {
+            let message = format!("the content's crc32 is {sum:08x}, not {expected:08x}");
+            return Err(Failure::new(Cause::Kind(Kind::Corrupt), message));
+        }
         self.place(sink, file, &finished)?;
         if let Some(target) = target {
             target.keep();
@@ -228,11 +234,13 @@ impl Engines {
         backend: &dyn Backend,
         file: &FileJob,
         sink: &mut Sink,
+        sum: &mut crc32fast::Hasher,
         reporter: &Reporter,
         losses: &mut Losses,
     ) -> Result<Done, BackendError> {
         // Bytes of an attempt that did not come to its end were not checked as a whole.
         sink.restart()?;
+        sum.reset();
         let mut events = backend.download(self.request(file, !matches!(sink, Sink::Backend))).await?;
         while let Some(event) = events.next().await {
             match event? {
@@ -242,10 +250,16 @@ impl Engines {
                         self.daemon_seen.store(true, Ordering::Relaxed);
                     }
                     sink.restart()?;
+                    sum.reset();
                     reporter.started(file, backend.name(), &started);
                 }
                 Event::Progress(counts) => reporter.progress(file.number, counts),
-                Event::Data(bytes) => sink.append(bytes).await?,
+                Event::Data(bytes) => {
+                    if self.job.crc32.is_some() {
+                        sum.update(&bytes);
+                    }
+                    sink.append(bytes).await?;
+                }
                 Event::Done(done) => return Ok(done),
             }
         }

@@ -133,6 +133,10 @@ fn download(given: &Given, current_dir: &Path) -> Option<Job> {
             }
         }
     }
+    let crc32 = given.one("digest").filter(|item| is_crc32(item)).and_then(|item| given.parsed(item, forms::crc32));
+    if let (Some(_), Some(item)) = (crc32, given.switch("force-hard-link")) {
+        given.wrong(item, "cannot be used with a crc32, which is summed over the bytes that dfget writes");
+    }
     let local = local(given, current_dir);
     let (route, never_origin, priority) = route(given, &local);
     let total = rate(given, "totallimit").filter(|_| route == Route::P2p);
@@ -141,7 +145,8 @@ fn download(given: &Given, current_dir: &Path) -> Option<Job> {
         overwrite,
         force_hard_link: given.is_set("force-hard-link"),
         original_offset,
-        stream: given.is_set("transfer-from-dfdaemon"),
+        crc32,
+        stream: given.is_set("transfer-from-dfdaemon") || crc32.is_some(),
         route,
         never_origin,
         priority,
@@ -201,6 +206,12 @@ fn is_time(value: &OsStr) -> bool {
     value.to_str().is_some_and(|text| forms::time(text).is_ok())
 }
 
+/// A sum that finds accidents and no intent: it is checked by dfget, and is part of no identity.
+fn is_crc32(item: &Item) -> bool {
+    let value = item.value.as_deref().and_then(OsStr::to_str).unwrap_or_default();
+    value.get(..forms::CRC32.len()).is_some_and(|start| start.eq_ignore_ascii_case(forms::CRC32))
+}
+
 fn is_path(value: &OsStr) -> bool {
     value.to_string_lossy().contains('/')
 }
@@ -241,8 +252,8 @@ fn identity(given: &Given, url: Url) -> TaskSpec {
     let md5 = given
         .one("md5")
         .and_then(|item| given.parsed(item, |text| format!("md5:{}", text.to_ascii_lowercase()).parse::<Digest>()));
-    let digest =
-        given.one("digest").and_then(|item| given.parsed(item, |text| text.to_ascii_lowercase().parse::<Digest>()));
+    let digest = given.one("digest").filter(|item| !is_crc32(item));
+    let digest = digest.and_then(|item| given.parsed(item, |text| text.to_ascii_lowercase().parse::<Digest>()));
     if let (Some(md5), Some(digest)) = (&md5, &digest)
         && md5 != digest
         && let Some(item) = given.one("digest")

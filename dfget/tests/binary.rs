@@ -188,6 +188,22 @@ fn what_the_daemon_is_told() {
 }
 
 #[test]
+fn crc32_is_summed_over_the_output() {
+    let scene = Scene::new();
+    let content = scene.content("f", 300_000);
+    std::fs::write(scene.out("f"), "old").unwrap();
+    let sum = crc32fast::hash(&content);
+    let wrong = scene.run(&["http://h/f", "--digest", &format!("crc32:{:08x}", sum ^ 1)]);
+    assert_eq!(wrong.code, 3, "{}", wrong.stderr);
+    assert!(wrong.stderr.contains(&format!("the content's crc32 is {sum:08x}")), "{}", wrong.stderr);
+    assert_eq!(std::fs::read(scene.out("f")).unwrap(), b"old");
+    assert_eq!(names(&scene.out("")), ["f"]);
+    let right = scene.run(&["http://h/f", "--digest", &format!("crc32:{sum:08X}")]);
+    assert_eq!(right.code, 0, "{}", right.stderr);
+    assert_eq!(std::fs::read(scene.out("f")).unwrap(), content);
+}
+
+#[test]
 fn failures_have_codes_of_their_own_and_leave_nothing() {
     let scene = Scene::new();
     scene.content("f", 100_000);

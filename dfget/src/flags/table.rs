@@ -112,7 +112,9 @@ pub static FLAGS: &[Flag] = &[
         &[],
         One("ALGORITHM:HEX"),
         &[V2Go, V2Rust],
-        Does("what the content must hash to: sha256, sha512, md5 or blake3; part of the identity"),
+        Does(
+            "what the content must hash to: sha256, sha512, md5 or blake3, part of the identity; or crc32, checked over the output alone",
+        ),
     ),
     flag(
         Content,

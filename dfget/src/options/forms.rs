@@ -49,6 +49,9 @@ impl FromStr for Route {
     }
 }
 
+/// How a CRC-32 among the digests begins; the Rust client of Dragonfly 2 takes one.
+pub(super) const CRC32: &str = "crc32:";
+
 const RATE_EXPECTED: &str =
     "expected a rate such as 20M or 512K (bytes per second, powers of 1024), 25MB/s, 16MiB/s, 200Mb/s, or unlimited";
 
@@ -159,6 +162,12 @@ pub(super) fn number(text: &str, min: u64, max: u64) -> Result<u64, String> {
 pub(super) fn piece_length(text: &str) -> Result<u64, String> {
     let length = bytes(text).ok_or("expected a number of bytes such as 4MiB or 4194304")?;
     if length < PIECE_LENGTH_MIN { Err("less than 4 MiB".to_owned()) } else { Ok(length) }
+}
+
+/// `crc32:` and eight hexadecimal digits.
+pub(super) fn crc32(text: &str) -> Result<u32, &'static str> {
+    let hex = text.get(CRC32.len()..).filter(|hex| hex.len() == 8 && hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    hex.and_then(|hex| u32::from_str_radix(hex, 16).ok()).ok_or("expected crc32: and 8 hexadecimal digits")
 }
 
 /// An http or https URL.

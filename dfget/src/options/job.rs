@@ -39,6 +39,8 @@ pub struct Job {
     pub force_hard_link: bool,
     /// Write into the output at the range's own offset.
     pub original_offset: bool,
+    /// `--digest crc32:`: checked over the bytes that dfget writes.
+    pub crc32: Option<u32>,
     /// Bytes come over the socket, and dfget writes.
     pub stream: bool,
     /// Where the bytes may come from.

@@ -137,10 +137,24 @@ fn short_forms_of_two_meanings() {
 }
 
 #[test]
+fn sums_that_dfget_checks() {
+    let checked = job(&format!("{URL} --digest CRC32:cbf43926"));
+    assert!(checked.stream && checked.spec.digest.is_none());
+    assert_eq!(checked.crc32, Some(0xcbf4_3926));
+    let both = job(&format!("{URL} --digest crc32:cbf43926 -m d41d8cd98f00b204e9800998ecf8427e"));
+    assert!(both.crc32.is_some() && both.spec.digest.is_some());
+    for wrong in ["crc32:", "crc32:cbf4392", "crc32:+bf43926", "crc32:cbf439266", "crc32"] {
+        assert!(!problems(&format!("{URL} --digest {wrong}")).is_empty(), "{wrong}");
+    }
+    assert!(!problems(&format!("{URL} --digest crc32:cbf43926 --force-hard-link")).is_empty());
+}
+
+#[test]
 fn identity() {
     let id = |flags: &str| job(&format!("{URL}?version=1 {flags}")).spec.id();
     let md5 = "d41d8cd98f00b204e9800998ecf8427e";
     assert_eq!(id(&format!("-m {md5}")), id(&format!("--digest md5:{}", md5.to_uppercase())));
+    assert_eq!(id("--digest crc32:cbf43926"), id(""));
     assert_eq!(id("-i x"), id("--tag x"));
     assert_eq!(id("--callsystem x"), id(""));
     assert_eq!(id("-f version&b"), id("--filtered-query-param version --filtered-query-param b"));
