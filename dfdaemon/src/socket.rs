@@ -11,7 +11,7 @@ use futures_util::Stream;
 use peer::admission::admit;
 use peer::engine::Engine;
 use peer::rpc::daemon_server::{Daemon, DaemonServer};
-use proto::wire;
+use proto::{TaskSpec, wire};
 use tokio::net::UnixListener;
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -51,10 +51,13 @@ impl Daemon for Service {
 
     async fn download(&self, request: Request<wire::DownloadRequest>) -> Result<Response<Events>, Status> {
         let trusted = may_write(&request);
-        if let Some(caller) = caller(&request) {
-            info!(caller, "a download is asked for");
-        }
+        let caller = caller(&request);
         let request = request.into_inner();
+        if let Some(caller) = caller {
+            // An invalid request has no task, and is answered with what is wrong.
+            let task = request.spec.clone().and_then(|spec| TaskSpec::try_from(spec).ok()).map(|spec| spec.id());
+            info!(caller, ?task, output = request.output, "a download is asked for");
+        }
         let events = carry_out(self.engine.clone(), &self.shares, request, trusted);
         let stopping = self.cancel.clone();
         let events = ReceiverStream::new(events).map(move |event| {
@@ -81,8 +84,14 @@ impl Daemon for Service {
 /// Who says to ask, as far as it can stand in a log.
 fn caller(request: &Request<wire::DownloadRequest>) -> Option<String> {
     let value = request.metadata().get_bin(CALLER_KEY)?.to_bytes().ok()?;
-    let text = String::from_utf8_lossy(&value[..value.len().min(CALLER_LEN_MAX)]).into_owned();
-    Some(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    Some(printable(&value)).filter(|text| !text.is_empty())
+}
+
+/// The beginning of a text, without what would not show, or would show elsewhere than it stands.
+fn printable(value: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&value[..value.len().min(CALLER_LEN_MAX)]);
+    // Escaping leaves exactly the printable ones as they are.
+    text.chars().map(|c| if c.escape_debug().count() > 1 && !"'\"\\".contains(c) { ' ' } else { c }).collect()
 }
 
 fn may_write(request: &Request<wire::DownloadRequest>) -> bool {
@@ -132,4 +141,24 @@ pub(crate) async fn serve(
         .add_service(service)
         .serve_with_incoming_shutdown(admit(listener, CONNECTIONS_MAX), cancel.cancelled_owned())
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_are_logged_as_printable_text() {
+        let named = |value: &[u8]| {
+            let mut request = Request::new(wire::DownloadRequest::default());
+            request.metadata_mut().insert_bin(CALLER_KEY, tonic::metadata::MetadataValue::from_bytes(value));
+            caller(&request)
+        };
+        assert_eq!(caller(&Request::new(wire::DownloadRequest::default())), None);
+        assert_eq!(named(b""), None);
+        assert_eq!(named("Björn's \"job\" \\ 1".as_bytes()).as_deref(), Some("Björn's \"job\" \\ 1"));
+        assert_eq!(named("a\nb\x1b[2J\u{202e}c\u{2028}d".as_bytes()).as_deref(), Some("a b [2J c d"));
+        assert_eq!(named(&[b'x'; 10_000]).map(|text| text.len()), Some(CALLER_LEN_MAX));
+        assert!(named(b"a\xffb").is_some());
+    }
 }

@@ -48,8 +48,12 @@ pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<P
     if descriptor(path).is_some() {
         return Ok(Place::Special(path.to_owned()));
     }
-    let followed = follow(path);
-    let path = followed.as_deref().unwrap_or(path);
+    let links = links(path);
+    if let Some(open) = links.iter().find(|at| is_open_file(at)) {
+        return Ok(Place::Special(open.clone()));
+    }
+    // What is written where a link to nothing leads is meant to be made there.
+    let path = links.last().filter(|end| std::fs::symlink_metadata(end).is_err()).map_or(path, PathBuf::as_path);
     let unwritable = |error: io::Error| Failure::of_output(path, "write", &error);
     let existing = match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {
@@ -78,14 +82,23 @@ pub fn prepare(path: &Path, overwrite: bool, made: &mut MadeFolders) -> Result<P
 /// Links followed at most, as in the kernel.
 const LINKS_MAX: usize = 40;
 
-/// Where a symbolic link to nothing leads: what is written there is meant to be made.
-fn follow(path: &Path) -> Option<PathBuf> {
+/// A path and the ones that it leads to, one symbolic link after the other.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut all = vec![path.to_owned()];
     let mut at = path.to_owned();
-    for _ in 0..LINKS_MAX {
-        let Ok(target) = std::fs::read_link(&at) else { break };
+    while all.len() <= LINKS_MAX
+        && let Ok(target) = std::fs::read_link(&at)
+    {
         at = at.parent().unwrap_or_else(|| Path::new("/")).join(target);
+        all.push(at.clone());
     }
-    (at != path && std::fs::symlink_metadata(&at).is_err()).then_some(at)
+    all
+}
+
+/// Whether a path names an open file of a process, this one or another, by whatever way it leads there.
+fn is_open_file(path: &Path) -> bool {
+    let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+    folder.is_some_and(|folder| folder.starts_with("/proc") && folder.ends_with("fd"))
 }
 
 /// The number of an open file that a path names, as `/dev/stdout` does. Whatever it leads to belongs to whoever opened
@@ -221,6 +234,34 @@ impl Drop for Target {
     }
 }
 
+/// Entries of an output's folder that are looked at for leftovers: a download is not to wait for a huge folder.
+const ENTRIES_MAX: usize = 10_000;
+
+/// The process that a temporary file is named after; `None` for all other names.
+fn maker(name: &str) -> Option<u32> {
+    let (process, count) = name.strip_prefix(".dfget-")?.strip_suffix(".part")?.split_once('-')?;
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    (digits(process) && digits(count) && count.parse::<u32>().is_ok()).then(|| process.parse().ok()).flatten()
+}
+
+/// Removes temporary files whose processes were killed. What cannot be removed is only lost space.
+fn remove_leftovers(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.take(ENTRIES_MAX).flatten() {
+        let gone = |process| std::fs::symlink_metadata(format!("/proc/{process}")).is_err();
+        if !entry.file_name().to_str().and_then(maker).is_some_and(gone)
+            || !entry.file_type().is_ok_and(|t| t.is_file())
+        {
+            continue;
+        }
+        // The process may run on another host or in another container, where numbers mean others.
+        let file = OpenOptions::new().write(true).open(entry.path());
+        if file.is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// A file next to the output, gone on drop unless it took the output's place.
 #[derive(Debug)]
 pub struct Temporary {
@@ -239,6 +280,9 @@ impl Temporary {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(".dfget-{}-{}.part", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let path = output.with_file_name(name);
+        if let Some(folder) = output.parent() {
+            remove_leftovers(folder);
+        }
         // Left behind by a process of the same number that was killed.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -248,6 +292,8 @@ impl Temporary {
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|error| Failure::of_output(output, "write", &error))?;
+        // Says to others that it is no leftover. Where a file system knows no locks, nobody removes leftovers.
+        let _ = file.try_lock();
         Ok(Self { path, file: Arc::new(file), length: 0, kept: false })
     }
 
@@ -337,6 +383,8 @@ impl Drop for Temporary {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
     use crate::exit::Exit;
 
@@ -353,6 +401,61 @@ mod tests {
         let link = dir.path().join("link");
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         assert_eq!(prepare(&link, true, &mut made).unwrap(), Place::File(dir.path().join("nowhere")));
+        let deep = dir.path().join("deep");
+        std::os::unix::fs::symlink("new/f", &deep).unwrap();
+        assert_eq!(prepare(&deep, true, &mut made).unwrap(), Place::File(dir.path().join("new/f")));
+        assert!(dir.path().join("new").is_dir(), "made before the download");
+        let round = dir.path().join("round");
+        std::os::unix::fs::symlink("round", &round).unwrap();
+        assert_eq!(prepare(&round, true, &mut made).unwrap_err().exit(), Exit::Output);
+    }
+
+    #[test]
+    fn links_to_open_files_are_written_into() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        std::fs::write(&log, "kept").unwrap();
+        let file = OpenOptions::new().append(true).open(&log).unwrap();
+        let number = file.as_fd().as_raw_fd().to_string();
+        let own = format!("/proc/{}/fd", std::process::id());
+        let task = format!("/proc/self/task/{}/fd/{number}", std::process::id());
+        std::os::unix::fs::symlink(Path::new(&own).join(&number), dir.path().join("link")).unwrap();
+        std::os::unix::fs::symlink("link", dir.path().join("twice")).unwrap();
+        std::os::unix::fs::symlink("/dev/fd", dir.path().join("all")).unwrap();
+        std::os::unix::fs::symlink("/dev/stdout", dir.path().join("stdout")).unwrap();
+        let numbered = |folder: &str| dir.path().join(folder).join(&number);
+        let mut made = MadeFolders::default();
+        for path in [dir.path().join("twice"), numbered("all"), task.into(), dir.path().join("stdout")] {
+            let place = prepare(&path, true, &mut made).unwrap();
+            assert!(matches!(place, Place::Special(_)), "{}: {place:?}", path.display());
+            assert_eq!(prepare(&path, false, &mut made).unwrap(), place, "nothing of it is replaced");
+        }
+        let Place::Special(path) = prepare(&dir.path().join("twice"), true, &mut made).unwrap() else { panic!() };
+        open_special(&path).unwrap().write_all(b" and more").unwrap();
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "kept and more");
+    }
+
+    #[test]
+    fn leftovers_of_the_killed_are_removed() {
+        /// Beyond what the kernel gives out.
+        const NOBODY: u32 = 1 << 30;
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: String| {
+            std::fs::write(dir.path().join(&name), "x").unwrap();
+            dir.path().join(name)
+        };
+        let left = file(format!(".dfget-{NOBODY}-0.part"));
+        let elsewhere = file(format!(".dfget-{NOBODY}-1.part"));
+        let living = file(".dfget-1-0.part".to_owned());
+        let others = [format!(".dfget-{NOBODY}-.part"), format!("dfget-{NOBODY}-0.part"), ".dfget-x-0.part".to_owned()];
+        let others = others.map(file);
+        let held = File::open(&elsewhere).unwrap();
+        held.lock().unwrap();
+        drop(Temporary::beside(&dir.path().join("f")).unwrap());
+        assert!(!left.try_exists().unwrap());
+        for kept in [&elsewhere, &living].into_iter().chain(&others) {
+            assert!(kept.try_exists().unwrap(), "{}", kept.display());
+        }
     }
 
     #[test]

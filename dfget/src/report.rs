@@ -183,7 +183,7 @@ impl Reporter {
     pub fn list(&self, files: &[ListedFile]) {
         for file in files {
             if self.json {
-                self.event(Event::Found { url: shown(&file.url), path: file.path.to_string_lossy() });
+                self.event(Event::Found { url: without_user(&file.url), path: file.path.to_string_lossy() });
             } else {
                 self.line(&without_user(&file.url));
             }

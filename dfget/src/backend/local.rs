@@ -2,8 +2,11 @@
 //!
 //! It keeps its pieces in a store of the user's own, so that an interrupted download continues where it was. When
 //! another dfget of the same user has that store open, the download has one of its own beside it, by whose name it finds
-//! it again; it goes with the end of the download.
+//! it again; it goes with the end of the download. When that one is open too, because the same is downloaded by several
+//! at a time, it has one for this process alone.
 
+use std::fs::{DirEntry, OpenOptions};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +41,9 @@ const SUPERNODE_WAIT: Duration = Duration::from_secs(2);
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 /// Name of the store of one download: this and the task.
 const OWN_PREFIX: &str = "dfget-";
-/// A store of one download is given up after so long.
+/// The file in a store's folder that is locked as long as the store is open.
+const STORE_LOCK: &str = "lock";
+/// A store of one download that nobody has open is given up after so long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Whether peers still come is looked at so often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -84,21 +89,30 @@ impl LocalBackend {
             .build()
             .map_err(|error| internal(&error.to_string()))?;
         let dir = store_dir(settings)?;
-        let own = dir.join(format!("{OWN_PREFIX}{}", settings.name));
-        forget_abandoned(&dir, &own);
-        // What an interrupted download left in a store of its own goes on from there.
-        let own_first = own.is_dir();
-        let (first, second) = if own_first { (&own, &dir) } else { (&dir, &own) };
-        let (engine, used) = match start(&runtime, settings, first).await? {
-            Err(NodeError::Store(StoreError::Locked { .. })) => {
-                (start(&runtime, settings, second).await?.map_err(|error| failed(&error))?, second)
+        let stores = stores(&dir, &settings.name, std::process::id());
+        forget_abandoned(&dir, &settings.name);
+        let mut started = None;
+        for store in &stores {
+            match start(&runtime, settings, store).await? {
+                Err(NodeError::Store(error @ StoreError::Locked { .. })) if Some(store) != stores.last() => {
+                    tracing::debug!(store = %store.display(), %error, "another process has the store open");
+                }
+                Err(error) => return Err(failed(&error)),
+                Ok(engine) => {
+                    started = Some((engine, store));
+                    break;
+                }
             }
-            Err(error) => return Err(failed(&error)),
-            Ok(engine) => (engine, first),
-        };
-        let temporary = (*used == own).then(|| own.clone());
+        }
+        let (engine, used) = started.ok_or_else(|| internal("no store"))?;
+        let temporary = (*used != dir).then(|| used.clone());
         if let Some(unused) = settings.expire {
-            let forgotten = engine.store().forget_unused(unused).map_err(|error| internal(&error.to_string()))?;
+            let store = engine.store().clone();
+            // Deletes files, which must not hold up the reports.
+            let forgotten = runtime.spawn_blocking(move || store.forget_unused(unused)).await;
+            let forgotten = forgotten
+                .map_err(|error| internal(&error.to_string()))?
+                .map_err(|error| Failure::new(Cause::Kind(error.kind()), error.to_string()))?;
             tracing::debug!(forgotten, "contents that nobody used for long are forgotten");
         }
         if !settings.supernodes.is_empty() {
@@ -115,17 +129,43 @@ impl LocalBackend {
     }
 }
 
-/// Removes stores of single downloads that nobody came back to.
-fn forget_abandoned(dir: &Path, own: &Path) {
+/// The stores to try one after the other, for the download of this name by this process.
+fn stores(dir: &Path, name: &str, process: u32) -> [PathBuf; 3] {
+    let own = dir.join(format!("{OWN_PREFIX}{name}"));
+    let spare = dir.join(format!("{OWN_PREFIX}{name}-{process}"));
+    // What an interrupted download left in a store of its own goes on from there.
+    if own.is_dir() { [own, dir.to_owned(), spare] } else { [dir.to_owned(), own, spare] }
+}
+
+/// Removes stores of single downloads that nobody has open, once nobody is going to come back to them. A leftover is only
+/// lost space in the user's own folder.
+fn forget_abandoned(dir: &Path, name: &str) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
-        let path = entry.path();
-        let is_old = || Some(entry.metadata().ok()?.modified().ok()?.elapsed().ok()? > ABANDONED_AFTER);
-        if path != own && entry.file_name().to_string_lossy().starts_with(OWN_PREFIX) && is_old() == Some(true) {
-            // A leftover is only lost space in the user's own folder.
-            let _ = std::fs::remove_dir_all(path);
+        let file_name = entry.file_name();
+        let Some(of) = file_name.to_str().and_then(|file_name| file_name.strip_prefix(OWN_PREFIX)) else { continue };
+        // No other process looks for a store that was one process's alone.
+        let is_spare = of.contains('-');
+        if of == name || !(is_spare || last_opened(&entry).is_some_and(|before| before > ABANDONED_AFTER)) {
+            continue;
+        }
+        // Held until it is gone, so that nobody opens it meanwhile.
+        let lock = OpenOptions::new().write(true).open(entry.path().join(STORE_LOCK));
+        let is_free = match &lock {
+            Ok(lock) => lock.try_lock().is_ok(),
+            // Killed before it had one, or not yet that far.
+            Err(error) => error.kind() == io::ErrorKind::NotFound && !is_spare,
+        };
+        if is_free {
+            let _ = std::fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// How long ago a store was opened: its lock is written then.
+fn last_opened(entry: &DirEntry) -> Option<Duration> {
+    let about = std::fs::metadata(entry.path().join(STORE_LOCK)).or_else(|_| entry.metadata()).ok()?;
+    about.modified().ok()?.elapsed().ok()
 }
 
 /// Starts the engine on its own runtime.
@@ -296,5 +336,71 @@ impl Lister for SourceLister {
             let files = listing.files.into_iter().map(|file| ListedFile { path: file.path, url: file.url }).collect();
             Ok(Listed { files, beyond_depth: listing.beyond_depth.len() })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn a_download_finds_its_own_store_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_owned();
+        let (own, spare) = (home.join("dfget-aa"), home.join("dfget-aa-7"));
+        assert_eq!(stores(&home, "aa", 7), [home.clone(), own.clone(), spare.clone()]);
+        std::fs::create_dir(&own).unwrap();
+        assert_eq!(stores(&home, "aa", 7), [own, home, spare]);
+    }
+
+    #[test]
+    fn abandoned_stores_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = |name: &str, is_old: bool| {
+            let store = dir.path().join(name);
+            std::fs::create_dir(&store).unwrap();
+            let lock = File::create(store.join(STORE_LOCK)).unwrap();
+            if is_old {
+                lock.set_modified(SystemTime::now() - 2 * ABANDONED_AFTER).unwrap();
+            }
+            (store, lock)
+        };
+        let removed = [store("dfget-old", true).0, store("dfget-aa-7", false).0];
+        let held = [store("dfget-held", true), store("dfget-aa-8", false)];
+        for (_, lock) in &held {
+            lock.lock().unwrap();
+        }
+        let kept = [store("dfget-aa", true).0, store("dfget-new", false).0, store("other", true).0];
+        forget_abandoned(dir.path(), "aa");
+        for path in removed {
+            assert!(!path.is_dir(), "{}", path.display());
+        }
+        for path in held.iter().map(|(path, _)| path).chain(&kept) {
+            assert!(path.is_dir(), "{}", path.display());
+        }
+    }
+
+    #[tokio::test]
+    async fn one_download_by_several_at_a_time_has_a_store_for_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = LocalSettings {
+            data_dir: Some(dir.path().to_owned()),
+            name: "aa".to_owned(),
+            expire: Some(Duration::from_secs(60)),
+            ..LocalSettings::default()
+        };
+        let first = LocalBackend::start(&settings).await.unwrap();
+        let second = LocalBackend::start(&settings).await.unwrap();
+        let third = LocalBackend::start(&settings).await.unwrap();
+        let spare = dir.path().join(format!("dfget-aa-{}", std::process::id()));
+        assert_eq!(first.temporary, None);
+        assert_eq!(second.temporary, Some(dir.path().join("dfget-aa")));
+        assert_eq!(third.temporary, Some(spare.clone()));
+        drop((second, third));
+        assert!(!dir.path().join("dfget-aa").is_dir() && !spare.is_dir());
+        drop(first);
     }
 }

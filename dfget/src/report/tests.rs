@@ -52,6 +52,22 @@ fn the_lines_of_one_file() {
 }
 
 #[test]
+fn a_listing_can_be_used_and_has_no_password() {
+    let url = "http://user:secret@h/pub/a%20b.gz?version=1".parse().unwrap();
+    let listed = [ListedFile { path: "a b.gz".into(), url }];
+    let as_json = reporter();
+    as_json.list(&listed);
+    assert_eq!(
+        lines(&as_json),
+        [json!({"event": "found", "url": "http://h/pub/a%20b.gz?version=1", "path": "a b.gz"})]
+    );
+    let as_text = Reporter::with_lines(Show::default(), Lines::Kept(Mutex::default()));
+    as_text.list(&listed);
+    let Lines::Kept(text) = &as_text.lines else { panic!() };
+    assert_eq!(*text.lock(), ["http://h/pub/a%20b.gz?version=1"]);
+}
+
+#[test]
 fn a_failure() {
     let reporter = reporter();
     reporter.result(Path::new("/o"), &Err(Failure::of_engine(Kind::NotFound, "the origin says 404", Some(404), 0)));
