@@ -74,6 +74,17 @@ impl World {
     }
 }
 
+/// A report on the first piece of the first generation of task 1.
+fn bad_piece(reporter: u128, from: u128) -> SchedulerEvent {
+    SchedulerEvent::BadPiece {
+        reporter: HostId::new(reporter),
+        task: task(1),
+        generation: Generation::unique(1),
+        piece: PieceIndex(0),
+        from: HostId::new(from),
+    }
+}
+
 fn started(actions: &[SchedulerAction]) -> Vec<(HostId, Vec<HostId>)> {
     let starts = actions.iter().filter_map(|a| match a {
         SchedulerAction::StartSeed { on_behalf_of, holders, .. } => Some((*on_behalf_of, holders.clone())),
@@ -369,25 +380,18 @@ fn one_liar_cannot_exclude_anybody_but_several_reports_can() {
         world.handle(open(host, 1));
     }
     world.seed_opened(1, 1, false);
-    let report = |reporter, from| SchedulerEvent::BadPiece {
-        reporter: HostId::new(reporter),
-        task: task(1),
-        generation: Generation::unique(1),
-        piece: PieceIndex(0),
-        from: HostId::new(from),
-    };
     for _ in 0..10 {
         for from in 1..6 {
-            world.handle(report(0, from));
+            world.handle(bad_piece(0, from));
         }
     }
     assert!((1..6).all(|host| !world.scheduler.is_excluded(HostId::new(host))));
     // A stranger to the task is not believed.
     world.join(99, false, "a");
-    world.handle(report(99, 5));
-    world.handle(report(1, 5));
+    world.handle(bad_piece(99, 5));
+    world.handle(bad_piece(1, 5));
     assert!(!world.scheduler.is_excluded(HostId::new(5)));
-    world.handle(report(2, 5));
+    world.handle(bad_piece(2, 5));
     assert!(world.scheduler.is_excluded(HostId::new(5)));
     world.join(7, false, "a");
     let given = world.handle(open(7, 1));
@@ -475,17 +479,10 @@ fn whoever_is_reported_hashes_its_own_copy_again() {
         world.handle(open(host, 1));
     }
     world.seed_opened(1, 1, false);
-    let report = |reporter, from| SchedulerEvent::BadPiece {
-        reporter: HostId::new(reporter),
-        task: task(1),
-        generation: Generation::unique(1),
-        piece: PieceIndex(0),
-        from: HostId::new(from),
-    };
     let verified = |actions: &[SchedulerAction]| {
         actions.iter().filter(|a| matches!(a, SchedulerAction::Verify { .. })).cloned().collect::<Vec<_>>()
     };
     let asked = SchedulerAction::Verify { host: HostId::new(1), task: task(1), generation: Generation::unique(1) };
-    assert_eq!(verified(&world.handle(report(0, 1))), [asked]);
-    assert_eq!(verified(&world.handle(report(0, 9))), [], "they never met");
+    assert_eq!(verified(&world.handle(bad_piece(0, 1))), [asked]);
+    assert_eq!(verified(&world.handle(bad_piece(0, 9))), [], "they never met");
 }
