@@ -42,6 +42,7 @@ use proto::{Digest, Generation, HostId, PieceLayout, PieceSet, TaskId, TaskSpec}
 pub use content::Content;
 pub use error::StoreError;
 pub use export::{Export, Exported, Way};
+pub use folder::LOCK_FILE;
 
 use encoding::{Meta, TaskRowV1};
 use folder::Folder;

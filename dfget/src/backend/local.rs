@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use peer::engine::Engine;
 use peer::node::{HostConfig, NodeConfig, NodeError, PeerConfig, RatesConfig, StoreSection, TasksConfig};
 use peer::source::{Globs, Guard, HostOptions, ListRequest as SourceListRequest, Source, SourceConfig};
-use peer::store::StoreError;
+use peer::store::{LOCK_FILE, StoreError};
 use proto::Kind;
 use proto::api::SupernodeEntry;
 use service::config::{ByteSize, Rate};
@@ -41,8 +41,6 @@ const SUPERNODE_WAIT: Duration = Duration::from_secs(2);
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 /// Name of the store of one download: this and the task.
 const OWN_PREFIX: &str = "dfget-";
-/// The file in a store's folder that is locked as long as the store is open.
-const STORE_LOCK: &str = "lock";
 /// A store of one download that nobody has open is given up after so long.
 const ABANDONED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Whether peers still come is looked at so often.
@@ -150,7 +148,7 @@ fn forget_abandoned(dir: &Path, name: &str) {
             continue;
         }
         // Held until it is gone, so that nobody opens it meanwhile.
-        let lock = OpenOptions::new().write(true).open(entry.path().join(STORE_LOCK));
+        let lock = OpenOptions::new().write(true).open(entry.path().join(LOCK_FILE));
         let is_free = match &lock {
             Ok(lock) => lock.try_lock().is_ok(),
             // Killed before it had one, or not yet that far.
@@ -164,7 +162,7 @@ fn forget_abandoned(dir: &Path, name: &str) {
 
 /// How long ago a store was opened: its lock is written then.
 fn last_opened(entry: &DirEntry) -> Option<Duration> {
-    let about = std::fs::metadata(entry.path().join(STORE_LOCK)).or_else(|_| entry.metadata()).ok()?;
+    let about = std::fs::metadata(entry.path().join(LOCK_FILE)).or_else(|_| entry.metadata()).ok()?;
     about.modified().ok()?.elapsed().ok()
 }
 
@@ -362,7 +360,7 @@ mod tests {
         let store = |name: &str, is_old: bool| {
             let store = dir.path().join(name);
             std::fs::create_dir(&store).unwrap();
-            let lock = File::create(store.join(STORE_LOCK)).unwrap();
+            let lock = File::create(store.join(LOCK_FILE)).unwrap();
             if is_old {
                 lock.set_modified(SystemTime::now() - 2 * ABANDONED_AFTER).unwrap();
             }

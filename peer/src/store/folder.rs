@@ -14,11 +14,14 @@ use super::slot::Key;
 /// Version of the folder's layout and of its rows.
 pub(super) const FORMAT_VERSION: u32 = 1;
 
+/// The file in a store's folder that is locked (`flock`) as long as the store is open.
+pub const LOCK_FILE: &str = "lock";
+
 /// Longest `VERSION` or `lock` file that is read, in bytes: they hold a number.
 const NUMBER_LEN_MAX: u64 = 32;
 
 /// What may be in a folder that a store moves into.
-const HARMLESS: [&str; 3] = ["lock", "VERSION.new", "lost+found"];
+const HARMLESS: [&str; 3] = [LOCK_FILE, "VERSION.new", "lost+found"];
 
 /// The locked folder of a store.
 #[derive(Debug)]
@@ -157,7 +160,7 @@ fn write_version(dir: &Path) -> Result<(), StoreError> {
 }
 
 fn take_lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK_FILE);
     let failed = |error| StoreError::io("lock", &path, NUMBER_LEN_MAX, error);
     let mut file = OpenOptions::new()
         .read(true)
