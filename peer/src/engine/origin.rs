@@ -51,7 +51,7 @@ pub(crate) struct Caller {
 pub(crate) enum OriginEvent {
     /// A piece was read, hashed and stored.
     Piece { piece: PieceIndex, hash: PieceHash },
-    /// The body ended and so gave the length, which the content knows by now.
+    /// The body ended and so gave the length, which the content may not know yet.
     Length(u64),
     /// Reading ended.
     Ended(Result<(), TaskError>),
@@ -341,28 +341,25 @@ async fn body_ended(
         // A length was promised, so this is a short body, which the source reports; never take it for an end.
         return Err(TaskError::new(Kind::Unavailable, format!("the origin's body ended after {length} bytes")));
     }
-    let content = Arc::clone(&shared.content);
-    blocking(move || content.set_length(length).map_err(TaskError::from)).await?;
-    let mut last = None;
-    if !tail.is_empty() {
-        let layout = shared.layout();
-        let hash = PieceHash::of(layout, piece, tail);
-        let (content, bytes) = (Arc::clone(&shared.content), tail.to_vec());
-        blocking(move || content.write_piece(piece, &bytes, hash).map_err(TaskError::from)).await?;
-        shared.counters.from_origin.fetch_add(tail.len() as u64, Ordering::Relaxed);
-        last = Some((piece, hash));
-    } else if shared.layout().count() == Some(1) {
-        // The only piece was hashed as one of several; the store has corrected it.
-        if let Some(hash) = shared.content.hash_of(PieceIndex(0)) {
-            shared.expect_again(PieceIndex(0), Some(hash));
-            last = Some((PieceIndex(0), hash));
-        }
+    let told = |event| shared.events.send(Event::Origin(event));
+    if tail.is_empty() {
+        // The content gets its length from the actor, once it has heard of all pieces: what it hears of a lone piece
+        // before, and after, are two hashes, of which it must not take one for the other.
+        let _ = told(OriginEvent::Length(length)).await;
+        return Ok(());
     }
+    let (content, bytes) = (Arc::clone(&shared.content), tail.to_vec());
+    let hash = blocking(move || {
+        content.set_length(length)?;
+        let hash = PieceHash::of(content.layout(), piece, &bytes);
+        content.write_piece(piece, &bytes, hash)?;
+        Ok(hash)
+    })
+    .await?;
+    shared.counters.from_origin.fetch_add(tail.len() as u64, Ordering::Relaxed);
     // The length goes first: a host that hears of the last piece has to know that it is a shorter one.
-    let _ = shared.events.send(Event::Origin(OriginEvent::Length(length))).await;
-    if let Some((piece, hash)) = last {
-        let _ = shared.events.send(Event::Origin(OriginEvent::Piece { piece, hash })).await;
-    }
+    let _ = told(OriginEvent::Length(length)).await;
+    let _ = told(OriginEvent::Piece { piece, hash }).await;
     Ok(())
 }
 

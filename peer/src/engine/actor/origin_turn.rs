@@ -177,12 +177,16 @@ impl Actor {
                 self.after_store();
             }
             OriginEvent::Length(length) => {
-                self.tell_count();
+                self.length_known(length);
+                if self.shared.layout().length() != Some(length) {
+                    return;
+                }
                 self.news(News::Length { length });
                 // A lone piece has another hash now, which has to be told before the task is complete.
                 if self.shared.layout().count() == Some(1)
                     && let Some(hash) = self.shared.content.hash_of(PieceIndex(0))
                 {
+                    self.shared.expect(0, &[hash]);
                     self.news(News::Hashes { first: 0, hashes: vec![hash] });
                 }
                 self.shared.changed();
