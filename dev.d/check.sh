@@ -102,11 +102,12 @@ check_paths() {
     fi
 }
 
-# proto and swarm decide; they neither wait nor look at the world, and so they can be simulated.
-PURE=(proto swarm)
+# These decide; they neither wait nor look at the world, and so they can be simulated. Folders: the last part is the crate.
+PURE=(proto swarm registry/oci)
 check_purity() {
-    local bad=0 crate found
-    for crate in "${PURE[@]}"; do
+    local bad=0 folder crate found
+    for folder in "${PURE[@]}"; do
+        crate=${folder##*/}
         found=$(cargo tree --locked -p "$crate" -e normal --prefix none --format '{p}' |
             grep -E '^(tokio|mio|socket2|async-io|async-std|smol|polling|rustix|hyper|tonic|quinn) ' | sort -u || true)
         if [ -n "$found" ]; then
@@ -122,7 +123,7 @@ check_purity() {
                 printf 'not pure:\n%s\n' "$found" >&2
                 bad=1
             fi
-        done < <(tracked "$crate/src/*.rs" "$crate/src/**/*.rs" | grep -vE '/tests(/|\.rs$)' | sort -u)
+        done < <(tracked "$folder/src/*.rs" "$folder/src/**/*.rs" | grep -vE '/tests(/|\.rs$)' | sort -u)
     done
     return "$bad"
 }

@@ -20,8 +20,9 @@ mount -t tmpfs -o mode=755 tmpfs "$root/run"
 bind "$(readlink -f "$toolchain")" /opt/rust/toolchain ro
 mkdir -p "$cargo/registry"
 bind "$cargo/registry" /opt/rust/cargo/registry
-mkdir -p "$cache/rocksdb"
+mkdir -p "$cache/rocksdb" "$cache/go/bin"
 bind "$cache/rocksdb" "$home/.cache/skimmer/rocksdb"
+bind "$cache/go/bin" "$home/.cache/skimmer/go/bin"
 
 mkdir -p "$root/mnt/before"
 cd "$root"
@@ -31,10 +32,10 @@ umount -l /mnt/before
 
 # Nothing of the caller's environment but the way to the network.
 keep=()
-for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+for name in http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY GOPROXY GONOSUMDB PIP_INDEX_URL; do
     [ -z "${!name:-}" ] || keep+=("$name=${!name}")
 done
-[ ! -f /etc/ssl/host-certificates.crt ] || keep+=(SSL_CERT_FILE=/etc/ssl/host-certificates.crt CARGO_HTTP_CAINFO=/etc/ssl/host-certificates.crt)
+[ ! -f /etc/ssl/host-certificates.crt ] || keep+=(SSL_CERT_FILE=/etc/ssl/host-certificates.crt CARGO_HTTP_CAINFO=/etc/ssl/host-certificates.crt PIP_CERT=/etc/ssl/host-certificates.crt)
 # shellcheck disable=SC2016 # the inner shell expands it
 exec env -i "${keep[@]}" HOME="$home" LANG=C.UTF-8 TERM="${TERM:-dumb}" CARGO_HOME=/opt/rust/cargo \
     PATH=/opt/rust/toolchain/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin bash -euo pipefail -c '

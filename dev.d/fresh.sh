@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # ./dev fresh: the README's two commands on a bare Debian 12 that has git, gcc and the Rust toolchain, and nothing else.
 #
-# From this machine come only: the toolchain, cargo's downloaded crates, the RocksDB archive, and the way to Debian's
-# mirrors (apt's sources, proxies, certificates). Everything runs in mount and process namespaces of its own, so that
-# mounts and processes vanish with them however this ends.
+# From this machine come only: the toolchain, cargo's downloaded crates, the RocksDB archive, the programs built with Go,
+# and the way to Debian's mirrors, PyPI and Go's module proxy (apt's sources, proxies, certificates). Everything runs in
+# mount and process namespaces of its own, so that mounts and processes vanish with them however this ends.
 
 FRESH_RELEASE=bookworm
 FRESH_SECONDS_MAX=5400 # from cold on two cores: about 10 minutes of compiling, then the suites

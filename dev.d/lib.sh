@@ -18,12 +18,16 @@ die() {
 
 # shellcheck source=dev.d/rocksdb.sh
 . "$SKIMMER_ROOT/dev.d/rocksdb.sh"
+# shellcheck source=dev.d/tools.sh
+. "$SKIMMER_ROOT/dev.d/tools.sh"
 # shellcheck source=dev.d/setup.sh
 . "$SKIMMER_ROOT/dev.d/setup.sh"
 # shellcheck source=dev.d/check.sh
 . "$SKIMMER_ROOT/dev.d/check.sh"
 # shellcheck source=dev.d/test.sh
 . "$SKIMMER_ROOT/dev.d/test.sh"
+# shellcheck source=dev.d/conformance.sh
+. "$SKIMMER_ROOT/dev.d/conformance.sh"
 # shellcheck source=dev.d/fresh.sh
 . "$SKIMMER_ROOT/dev.d/fresh.sh"
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What has to be on the machine: the Rust toolchain, Debian packages, RocksDB.
+# What has to be on the machine: the Rust toolchain, Debian packages, RocksDB, tools from Go's and Python's world.
 #
 # Nothing is remembered between runs: asking dpkg and rustc takes less time than it takes to wonder whether a
 # stamp is stale.
@@ -77,4 +77,5 @@ run_setup() {
         install_packages "${missing[@]}"
     fi
     rocksdb_ensure
+    tools_ensure
 }

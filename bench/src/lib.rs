@@ -11,10 +11,14 @@
 
 mod fleet;
 mod live;
+mod load;
 mod measure;
 
+pub mod catalog;
 pub mod demo;
+pub mod gc;
 pub mod memory;
+pub mod registry;
 pub mod sim;
 pub mod single;
 pub mod testbed;

@@ -23,6 +23,12 @@ enum Bench {
     Single(bench::single::Args),
     /// Memory of a dfdaemon.
     Memory(bench::memory::Args),
+    /// Our registry beside Distribution.
+    Registry(bench::registry::Args),
+    /// Lists, manifests and pushes of a registry with 100,000 manifests.
+    Catalog(bench::catalog::Args),
+    /// Pushes while the collector removes 50,000 blobs.
+    Gc(bench::gc::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,6 +38,9 @@ fn main() -> ExitCode {
         Bench::Testbed(args) => bench::testbed::run(&args),
         Bench::Single(args) => bench::single::run(&args),
         Bench::Memory(args) => bench::memory::run(&args),
+        Bench::Registry(args) => bench::registry::run(&args),
+        Bench::Catalog(args) => bench::catalog::run(&args),
+        Bench::Gc(args) => bench::gc::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("bench: {error:#}");

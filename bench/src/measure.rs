@@ -1,19 +1,23 @@
 //! Small tools of measuring: contents, digests, metrics, folders, figures.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{BufWriter, Read as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::{Daemon, Run};
 use proto::{Algorithm, Digest};
 use rand::{RngCore as _, SeedableRng as _, rngs::SmallRng};
 
 /// A folder in memory, on most machines.
 const MEMORY: &str = "/dev/shm";
+/// What statfs(2) calls tmpfs and ramfs.
+const IN_MEMORY: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+/// How the folders of the harness's runs begin.
+const RUN_PREFIX: &str = "skimmer-run-";
 
 /// To four places behind the point.
 pub(crate) fn round(value: f64) -> f64 {
@@ -42,6 +46,14 @@ pub(crate) fn median(values: &[f64]) -> f64 {
         odd if odd % 2 == 1 => sorted[middle],
         _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
     }
+}
+
+/// The value that so large a share of all are not above; 0 of none.
+pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)
 }
 
 /// Writes a file that nothing can compress, and returns its digest.
@@ -123,9 +135,61 @@ pub(crate) fn data_folder(folder: Option<&Path>, bytes: u64) -> Result<String> {
     Ok(shown)
 }
 
+/// A folder on a disk for the temporary files of one bench at a time.
+#[derive(Debug)]
+pub(crate) struct DiskFolder {
+    path: PathBuf,
+    /// Locked for as long as the bench runs.
+    _lock: File,
+}
+
+impl DiskFolder {
+    /// The one named, or `bench` in the cache of `./dev`. What a bench that was killed left there is removed.
+    ///
+    /// # Errors
+    /// When it is in memory, where writing costs nothing, has no room for `bytes`, or another bench uses it.
+    pub(crate) fn take(folder: Option<&Path>, bytes: u64) -> Result<Self> {
+        let path = match folder {
+            Some(folder) => folder.to_owned(),
+            None => harness::cache_dir()?.join("bench"),
+        };
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let lock = File::create(path.join("lock"))?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("another bench works in {}", path.display());
+        }
+        let kind = rustix::fs::statfs(&path)?.f_type;
+        let in_memory = IN_MEMORY.contains(&(kind as u32));
+        ensure!(!in_memory, "{} is in memory, and this bench is about disks; see --folder", path.display());
+        for entry in fs::read_dir(&path)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(RUN_PREFIX) {
+                fs::remove_dir_all(entry.path()).with_context(|| format!("cannot remove {:?}", entry.path()))?;
+            }
+        }
+        let free = rustix::fs::statvfs(&path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+        ensure!(free >= bytes, "{} has {free} bytes left, and {bytes} are needed; see --folder", path.display());
+        data_folder(Some(&path), 0)?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Lets everything written so far reach the disk, so that it is not charged to what is measured next.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(crate) fn settle(&self) -> Result<()> {
+        Ok(rustix::fs::syncfs(File::open(&self.path)?)?)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// What the kernel thinks programs could still have, in bytes; 0 where it does not tell.
 fn available_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|kb| kb.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kb| kb * 1024)
 }
@@ -142,11 +206,35 @@ mod tests {
     }
 
     #[test]
+    fn percentiles() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(percentile(&values, 0.5), 50.0);
+        assert_eq!(percentile(&values, 0.99), 99.0);
+        assert_eq!(percentile(&values, 1.0), 100.0);
+        assert_eq!(percentile(&[7.0], 0.99), 7.0);
+        assert_eq!(percentile(&[], 0.5), 0.0);
+    }
+
+    #[test]
+    fn folders_in_memory_and_folders_in_use_are_refused() {
+        if Path::new(MEMORY).is_dir() {
+            let folder = tempfile::tempdir_in(MEMORY).unwrap();
+            let refused = format!("{:#}", DiskFolder::take(Some(folder.path()), 0).unwrap_err());
+            assert!(refused.contains("in memory"), "{refused}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let lock = File::create(folder.path().join("lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let refused = format!("{:#}", DiskFolder::take(Some(folder.path()), 0).unwrap_err());
+        assert!(refused.contains("another bench"), "{refused}");
+    }
+
+    #[test]
     fn a_files_digest_is_that_of_what_was_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let written = random_file(&path, 1_000_001, 7).unwrap();
         assert_eq!(written, digest_of(&path).unwrap());
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 1_000_001);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 1_000_001);
     }
 }

@@ -11,10 +11,12 @@ mod connection;
 mod edge;
 mod listener;
 mod routes;
+mod sendfile;
 mod server;
 
 pub use connection::serve_stream;
 pub use edge::{Readiness, service, standard};
 pub use listener::{InvalidListenAddr, ListenAddr, Listener, Peer};
 pub use routes::{ApiFailure, BodyLimits, Call, Response, Routes, empty, json};
+pub use sendfile::{Chunk, FileChunk, SendFile};
 pub use server::{HttpLimits, HttpMetrics, Server};

@@ -88,6 +88,12 @@ impl ServerCertificate {
         Ok(())
     }
 
+    /// When the files were last changed, as far as the system tells: another answer than before is a reason to reload.
+    #[must_use]
+    pub fn modified(&self) -> [Option<std::time::SystemTime>; 2] {
+        [&self.config.cert, &self.config.key].map(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
+    }
+
     /// What a listener needs: HTTP/2 and HTTP/1.1 by ALPN, TLS 1.2 and 1.3.
     ///
     /// # Errors

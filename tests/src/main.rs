@@ -20,6 +20,9 @@ mod faults_nodes;
 mod limits;
 mod origins;
 mod ranges;
+mod registry_chaos;
+mod registry_clients;
+mod registry_faults;
 mod runner;
 mod store_limits;
 mod testbed;
@@ -40,6 +43,9 @@ fn main() -> std::process::ExitCode {
         faults_nodes::cases(),
         limits::cases(),
         ranges::cases(),
+        registry_chaos::cases(),
+        registry_clients::cases(),
+        registry_faults::cases(),
         store_limits::cases(),
     ];
     runner::main(suites.into_iter().flatten().collect())

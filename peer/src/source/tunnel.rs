@@ -21,7 +21,7 @@ pub(super) async fn open(tcp: &mut TcpStream, to: &Destination, proxy: &Url) -> 
         request.extend_from_slice(b"\r\n");
     }
     request.extend_from_slice(b"\r\n");
-    let broken = |error: std::io::Error| Box::from(format!("the connection broke: {error}"));
+    let broken = |error: std::io::Error| -> Box<str> { Box::from(format!("the connection broke: {error}")) };
     tcp.write_all(&request).await.map_err(broken)?;
 
     let mut answer = Vec::with_capacity(512);

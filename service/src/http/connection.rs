@@ -17,10 +17,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::sendfile::SendFile;
 use super::server::ListenerMetrics;
 use super::{HttpLimits, Peer};
 
@@ -99,11 +101,21 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let ends = Ends { drain: shutdown, kill: CancellationToken::new(), pressure: Arc::new(Notify::new()) };
-    run(stream, peer, service, limits, &ends, Hold::new(None, None), None).await
+    run(stream, no_tcp, peer, service, limits, &ends, Hold::new(None, None), None).await
 }
 
+/// The socket under a byte stream, where what is written reaches it unchanged.
+pub(super) type TcpOf<T> = fn(&T) -> Option<&TcpStream>;
+
+/// For streams that change what is written, or of which nothing is known.
+pub(super) const fn no_tcp<T>(_stream: &T) -> Option<&TcpStream> {
+    None
+}
+
+#[allow(clippy::too_many_arguments, reason = "two callers, and each argument is of a type of its own")]
 pub(super) async fn run<T, S, B>(
     stream: T,
+    tcp: TcpOf<T>,
     peer: Peer,
     service: S,
     limits: &HttpLimits,
@@ -121,8 +133,9 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let activity = Arc::new(Activity::new());
-    let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity), _hold: hold });
-    let tracked = Tracked { service, peer, activity: Arc::clone(&activity), metrics };
+    let sendfile = tcp(&stream).is_some().then(SendFile::default);
+    let tracked = Tracked { service, peer, activity: Arc::clone(&activity), metrics, sendfile: sendfile.clone() };
+    let io = TokioIo::new(Watched { stream, tcp, sendfile, activity: Arc::clone(&activity), _hold: hold });
     let builder = builder(limits);
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, tracked));
     let mut closing = false;
@@ -300,6 +313,7 @@ struct Tracked<S> {
     peer: Peer,
     activity: Arc<Activity>,
     metrics: Option<ListenerMetrics>,
+    sendfile: Option<SendFile>,
 }
 
 type Answer<B, E> = Pin<Box<dyn Future<Output = Result<Response<Held<B>>, E>> + Send>>;
@@ -340,6 +354,10 @@ where
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let running = self.activity.begin(request.version());
         request.extensions_mut().insert(self.peer);
+        // HTTP/2 cuts bodies into frames, which a file's bytes cannot be in without being read.
+        if let Some(sendfile) = self.sendfile.as_ref().filter(|_| request.version() < Version::HTTP_2) {
+            request.extensions_mut().insert(sendfile.clone());
+        }
         let answer = self.service.call(request);
         let metrics = self.metrics.clone();
         Box::pin(async move {
@@ -355,6 +373,8 @@ where
 /// A byte stream that notes what happens on it.
 struct Watched<T> {
     stream: T,
+    tcp: TcpOf<T>,
+    sendfile: Option<SendFile>,
     activity: Arc<Activity>,
     _hold: Hold,
 }
@@ -382,7 +402,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let by_sendfile = match (&self.sendfile, (self.tcp)(&self.stream)) {
+            (Some(sendfile), Some(tcp)) => sendfile.poll_write(tcp, cx, bufs),
+            _ => None,
+        };
+        let result = match by_sendfile {
+            Some(result) => result,
+            None => Pin::new(&mut self.stream).poll_write_vectored(cx, bufs),
+        };
         self.activity.wrote(result.is_pending());
         result
     }

@@ -12,12 +12,15 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::connection::{self, Ends, Hold};
+use super::listener::Stream;
 use super::{ListenAddr, Listener};
 use crate::config::{ByteSize, Problems, Validate};
 use crate::metrics::Metrics;
@@ -243,10 +246,20 @@ impl Server {
                 (service.clone(), Arc::clone(&limits), tls.clone(), metrics.clone(), ends.clone());
             tracker.spawn(async move {
                 let result = match tls {
-                    None => connection::run(stream, peer, service, &limits, &ends, hold, metrics.clone()).await,
+                    None => connection::run(stream, tcp_of, peer, service, &limits, &ends, hold, metrics.clone()).await,
                     Some(tls) => match handshake(stream, tls, limits.header_timeout, &ends).await {
                         Ok(stream) => {
-                            connection::run(stream, peer, service, &limits, &ends, hold, metrics.clone()).await
+                            connection::run(
+                                stream,
+                                connection::no_tcp,
+                                peer,
+                                service,
+                                &limits,
+                                &ends,
+                                hold,
+                                metrics.clone(),
+                            )
+                            .await
                         }
                         Err(reason) => Err(reason),
                     },
@@ -274,7 +287,12 @@ impl Server {
     }
 }
 
-async fn handshake<T: super::listener::Stream>(
+#[allow(clippy::borrowed_box, reason = "the stream of a connection is a box")]
+fn tcp_of(stream: &Box<dyn Stream>) -> Option<&TcpStream> {
+    stream.tcp()
+}
+
+async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
     stream: T,
     config: Arc<rustls::ServerConfig>,
     limit: Duration,

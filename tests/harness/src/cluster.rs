@@ -447,15 +447,7 @@ impl Daemon {
     /// # Errors
     /// When no answer comes, or there is no such metric.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        let reply = self.api("/metrics")?;
-        ensure!(reply.status == 200, "metrics answer {}", reply.status);
-        let text = String::from_utf8_lossy(&reply.body);
-        ensure!(text.contains(name.trim_end_matches("_total")), "there is no metric {name}");
-        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
-        let values = lines
-            .filter(|rest| rest.starts_with([' ', '{']))
-            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok(values.sum())
+        self.api("/metrics")?.metric(name)
     }
 
     /// Where peers reach it.

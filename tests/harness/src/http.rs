@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::Host;
 
@@ -143,6 +143,22 @@ impl Reply {
     /// When it is not.
     pub fn json(&self) -> Result<serde_json::Value> {
         serde_json::from_slice(&self.body).context("body is not json")
+    }
+
+    /// Of an answer with metrics, the value of the one of this full name, summed over its labels; 0 when it was never
+    /// counted.
+    ///
+    /// # Errors
+    /// When there is no such metric.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        ensure!(self.status == 200, "metrics answer {}", self.status);
+        let text = String::from_utf8_lossy(&self.body);
+        ensure!(text.contains(name.trim_end_matches("_total")), "there is no metric {name}");
+        let lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let values = lines
+            .filter(|rest| rest.starts_with([' ', '{']))
+            .filter_map(|rest| rest.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
     }
 }
 

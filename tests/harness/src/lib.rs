@@ -3,7 +3,8 @@
 //! Read first: [`Run`] (a folder for everything one run makes), [`Net`] and [`Host`] (machines made of network
 //! namespaces, with shaped links), [`Proc`] (a program on a host). On these stand the origins ([`Registry`],
 //! [`TokenServer`], [`FileServer`], [`RogueOrigin`]), the clients ([`Docker`], [`Containerd`], [`Podman`],
-//! [`Skopeo`]), [`Image`] (what they pull) and [`Cluster`] (our own programs).
+//! [`Skopeo`]), [`Image`] (what they pull) and [`Cluster`] (our own programs). [`SkimmerRegistry`] is our registry,
+//! which needs [`MariaDb`], [`Postgres`] or neither, an [`S3Server`] or none, and may stand behind a [`LoadBalancer`].
 //!
 //! Invariants: nothing waits without a deadline; whatever was started ends when its handle is dropped, also when the
 //! run dies (the kernel kills a program whose starter is gone, namespaces of dead runs are removed by the next);
@@ -19,6 +20,7 @@ mod image;
 mod liar;
 mod mounts;
 mod net;
+mod programs;
 mod run;
 mod servers;
 mod tls;
@@ -32,11 +34,12 @@ pub use liar::{Lie, LyingPeer};
 pub use mounts::SmallDisk;
 pub use net::{Counters, Host, LinkSpec, Net};
 pub use peer::transport::Kind as TransportKind;
+pub use programs::{cache_dir, go_tool, python_tool};
 pub use run::Run;
 pub use rustix::process::Signal;
 pub use servers::{
-    AccessEntry, Behaviour, FileServer, FileServerOptions, Registry, RegistryAuth, RogueOrigin, RogueRequest,
-    TokenServer, blob_bytes,
+    AccessEntry, Behaviour, FileServer, FileServerOptions, LoadBalancer, MariaDb, Postgres, Registry, RegistryAuth,
+    RogueOrigin, RogueRequest, S3Kind, S3Server, SkimmerRegistry, TokenServer, blob_bytes,
 };
 pub use tls::{Authority, Certificate};
 

@@ -221,6 +221,13 @@ impl Host {
         Ok(v4.into())
     }
 
+    /// This machine itself, as its programs see it at 127.0.0.1: no network of its own, and no root needed.
+    #[must_use]
+    pub fn local() -> Self {
+        let (v4, v6) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+        Self { inner: Arc::new(Inner { name: "local".to_owned(), namespace: None, v4, v6 }) }
+    }
+
     /// The name given.
     #[must_use]
     pub fn name(&self) -> &str {

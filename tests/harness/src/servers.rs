@@ -1,17 +1,27 @@
-//! Origins: where images and files come from.
+//! Servers: origins of images and files; our own registry, its databases, its object storage, and what stands before it.
 
+mod balancer;
 mod files;
+mod mariadb;
+mod postgres;
 mod registry;
 mod rogue;
+mod skimmer;
+mod storage;
 mod token;
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
+pub use balancer::LoadBalancer;
 pub use files::{FileServer, FileServerOptions};
+pub use mariadb::MariaDb;
+pub use postgres::Postgres;
 pub use registry::{Registry, RegistryAuth, blob_bytes};
 pub use rogue::{Behaviour, RogueOrigin, RogueRequest};
+pub use skimmer::SkimmerRegistry;
+pub use storage::{S3Kind, S3Server};
 pub use token::TokenServer;
 
 /// A line of an origin's access log: what it says it did, for counting outside our own processes.
@@ -29,6 +39,14 @@ pub struct AccessEntry {
     pub range: String,
     /// Who asked, an address.
     pub from: String,
+}
+
+/// Names of databases stand in statements as they are.
+fn check_database_name(name: &str) -> Result<()> {
+    let plain = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    let fits = name.starts_with(|first: char| first.is_ascii_lowercase()) && name.len() <= 63;
+    ensure!(plain && fits, "{name:?} is no name for a database");
+    Ok(())
 }
 
 /// Reads an access log of one JSON object a line, written in the names that nginx and apache are told to use.

@@ -204,7 +204,7 @@ DocumentRoot {root_text}
 }
 
 /// Lets other users walk down to a folder of the run, as servers that change their user must.
-fn open_for_others(folder: &Path) -> Result<()> {
+pub(super) fn open_for_others(folder: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let temp = std::env::temp_dir();
     for folder in folder.ancestors().take_while(|ancestor| *ancestor != temp && ancestor.parent().is_some()) {

@@ -1,0 +1,272 @@
+//! Writing an upload to object storage, in parts of equal length.
+
+use std::mem;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use oci::upload::UploadId;
+use proto::Digest;
+use tokio::task::JoinSet;
+
+use super::Shared;
+use super::state::{Multipart, ObjectState, Segment};
+use super::tail::Tail;
+use crate::error::{FinishError, StoreError};
+use crate::hash::RunningHash;
+use crate::name::StoredBlob;
+use crate::store::{BlobWriter, Finished, WriterState};
+
+/// Of one upload at a time: one is sent while the other is prepared.
+const IN_FLIGHT_MAX: usize = 2;
+/// S3 knows no more in one upload.
+const PARTS_MAX: usize = 10_000;
+
+pub(super) struct ObjectWriter {
+    shared: Arc<Shared>,
+    id: UploadId,
+    part_size: u64,
+    multipart: Option<Multipart>,
+    /// The tags of the parts in order; `None` while a part is on its way.
+    parts: Vec<Option<String>>,
+    in_flight: JoinSet<Result<(usize, String), StoreError>>,
+    tail: Tail,
+    /// Segments that are superfluous once the next checkpoint is known to be the upload's.
+    covered: Vec<Segment>,
+    /// Segments that are superfluous.
+    obsolete: Vec<Segment>,
+    /// There may be something in `uploads/ID` that other requests, or a database, know of.
+    checkpointed: bool,
+}
+
+impl ObjectWriter {
+    pub(super) fn begin(shared: Arc<Shared>, id: UploadId) -> Self {
+        let part_size = shared.part_size;
+        Self {
+            shared,
+            id,
+            part_size,
+            multipart: None,
+            parts: Vec::new(),
+            in_flight: JoinSet::new(),
+            tail: Tail::new(0, Vec::new()),
+            covered: Vec::new(),
+            obsolete: Vec::new(),
+            checkpointed: false,
+        }
+    }
+
+    pub(super) fn resume(shared: Arc<Shared>, id: UploadId, state: ObjectState) -> Result<Self, StoreError> {
+        if !state.is_sound() {
+            return Err(StoreError::Checkpoint("its parts do not fit each other"));
+        }
+        let mut writer = Self::begin(shared, id);
+        writer.tail = Tail::new(state.tail_start(), state.segments);
+        writer.part_size = state.part_size;
+        writer.multipart = state.multipart;
+        writer.parts = state.parts.into_iter().map(Some).collect();
+        // Whoever resumes has this state from the database, so nobody can need what it covers.
+        writer.obsolete = state.covered;
+        writer.checkpointed = true;
+        Ok(writer)
+    }
+
+    /// A full tail is kept until more comes: if nothing does, it is the last part, or the whole blob.
+    async fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            if self.tail.length() == self.part_size {
+                self.send_part().await?;
+            }
+            let room = self.part_size - self.tail.length();
+            let taken = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
+            self.tail.push(bytes.split_to(taken));
+        }
+        Ok(())
+    }
+
+    /// The tail becomes a part, which is sent beside what follows.
+    async fn send_part(&mut self) -> Result<(), StoreError> {
+        let index = self.parts.len();
+        if index >= PARTS_MAX {
+            return Err(StoreError::TooLarge { max: self.part_size * PARTS_MAX as u64 });
+        }
+        self.tail.read(&self.shared, self.id).await?;
+        let multipart = match &self.multipart {
+            Some(multipart) => multipart.clone(),
+            None => {
+                let multipart = self.shared.create_multipart(self.id).await?;
+                self.multipart.insert(multipart).clone()
+            }
+        };
+        while self.in_flight.len() >= IN_FLIGHT_MAX {
+            self.part_arrived().await?;
+        }
+        let permit = self.shared.permit().await?;
+        let (shared, id, payload) = (Arc::clone(&self.shared), self.id, self.tail.payload());
+        self.parts.push(None);
+        self.covered.append(&mut self.tail.advance());
+        self.in_flight.spawn(async move {
+            let tag = shared.put_part(id, &multipart, index, payload).await?;
+            drop(permit);
+            Ok((index, tag))
+        });
+        Ok(())
+    }
+
+    async fn part_arrived(&mut self) -> Result<(), StoreError> {
+        if let Some(arrived) = self.in_flight.join_next().await {
+            let (index, tag) = arrived.map_err(|_| StoreError::Interrupted)??;
+            self.parts[index] = Some(tag);
+        }
+        Ok(())
+    }
+
+    /// The tags of all parts, when all have arrived.
+    async fn tags(&mut self) -> Result<Vec<String>, StoreError> {
+        while !self.in_flight.is_empty() {
+            self.part_arrived().await?;
+        }
+        self.parts.iter().cloned().collect::<Option<_>>().ok_or(StoreError::Interrupted)
+    }
+
+    /// Makes the object.
+    async fn complete(&mut self, blob: &StoredBlob, last: Bytes) -> Result<(), StoreError> {
+        let Some(multipart) = self.multipart.clone() else {
+            self.tail.read(&self.shared, self.id).await?;
+            self.tail.push(last);
+            return self.shared.put_content(blob, self.tail.payload()).await;
+        };
+        self.append(last).await?;
+        let completed = async {
+            if self.tail.length() > 0 {
+                self.send_part().await?;
+            }
+            let tags = self.tags().await?;
+            self.shared.complete_multipart(blob, &multipart, tags).await
+        };
+        match completed.await {
+            // Another process, or a request whose answer was lost, has ended this upload before.
+            Err(StoreError::NotFound { .. }) => self.shared.expect_content(blob).await,
+            completed => completed,
+        }
+    }
+
+    /// What the hash over everything is, and how much was read back for it.
+    async fn verify(&mut self, blob: &StoredBlob, hash: RunningHash) -> Result<(Digest, u64), StoreError> {
+        if hash.algorithm() == blob.digest.algorithm() {
+            return Ok((hash.finish(), 0));
+        }
+        Ok((self.shared.hash_content(blob).await?, blob.size))
+    }
+}
+
+#[async_trait]
+impl BlobWriter for ObjectWriter {
+    async fn write(&mut self, bytes: Bytes, hash: RunningHash) -> Result<RunningHash, StoreError> {
+        if bytes.is_empty() {
+            return Ok(hash);
+        }
+        let (hash, copy) = hash_and_copy(bytes, hash).await?;
+        self.append(copy).await?;
+        Ok(hash)
+    }
+
+    async fn checkpoint(&mut self, bytes: Bytes, hash: RunningHash) -> Result<(RunningHash, WriterState), StoreError> {
+        let hash = self.write(bytes, hash).await?;
+        if self.tail.length() == self.part_size {
+            self.send_part().await?;
+        }
+        let parts = self.tags().await?;
+        let mut superfluous = self.tail.save(&self.shared, self.id).await?;
+        self.covered.append(&mut superfluous);
+        self.shared.remove_segments(self.id, mem::take(&mut self.obsolete)).await;
+        self.checkpointed = true;
+        let state = ObjectState {
+            part_size: self.part_size,
+            multipart: self.multipart.clone(),
+            parts,
+            segments: self.tail.segments().to_vec(),
+            covered: self.covered.clone(),
+        };
+        Ok((hash, WriterState::S3(state)))
+    }
+
+    async fn commit(
+        mut self: Box<Self>,
+        last: Bytes,
+        mut hash: RunningHash,
+        digest: &Digest,
+    ) -> Result<Finished, FinishError> {
+        let size = self.tail.end() + last.len() as u64;
+        let blob = StoredBlob { key: self.id, digest: digest.clone(), size };
+        let last = if last.is_empty() {
+            last
+        } else {
+            let (hashed, bytes) = hash_last(last, hash).await?;
+            hash = hashed;
+            bytes
+        };
+        let known_before = hash.algorithm() == digest.algorithm();
+        if known_before {
+            let computed = hash.clone().finish();
+            if computed != *digest {
+                return Err(FinishError::Mismatch { computed });
+            }
+        }
+        self.complete(&blob, last).await?;
+        let (computed, bytes_rehashed) = self.verify(&blob, hash).await?;
+        if computed != *digest {
+            // Nobody knows of it, and it has no name.
+            self.shared.remove_content(self.id).await;
+            return Err(FinishError::Mismatch { computed });
+        }
+        self.shared.put_name(&blob).await?;
+        if self.checkpointed || self.multipart.is_some() {
+            // The blob is there; what is left over is found by the inventory, if this fails.
+            if let Err(error) = self.shared.discard(self.id, None).await {
+                tracing::warn!(%error, "cannot clean up after an upload");
+            }
+        }
+        // Nothing is left to clean up.
+        self.multipart = None;
+        Ok(Finished { size, bytes_rehashed })
+    }
+}
+
+impl Drop for ObjectWriter {
+    fn drop(&mut self) {
+        if self.checkpointed {
+            return;
+        }
+        let (Some(multipart), Ok(runtime)) = (self.multipart.take(), tokio::runtime::Handle::try_current()) else {
+            return;
+        };
+        let (shared, id, mut in_flight) = (Arc::clone(&self.shared), self.id, mem::take(&mut self.in_flight));
+        // Parts that arrive after the end of their upload may stay, so then the note stays: the inventory finds it, and it
+        // is ended once more.
+        let quiet = in_flight.is_empty();
+        runtime.spawn(async move {
+            in_flight.shutdown().await;
+            if let Err(error) = shared.abort_multipart(id, &multipart, quiet).await {
+                tracing::warn!(%error, "cannot clean up after a broken upload");
+            }
+        });
+    }
+}
+
+/// Hashes on a thread that keeps nobody waiting. The copy frees the fixed buffer for the socket: a part is many of them.
+async fn hash_and_copy(bytes: Bytes, mut hash: RunningHash) -> Result<(RunningHash, Bytes), StoreError> {
+    let job = move || {
+        hash.update(&bytes);
+        (hash, Bytes::copy_from_slice(&bytes))
+    };
+    tokio::task::spawn_blocking(job).await.map_err(|_| StoreError::Interrupted)
+}
+
+async fn hash_last(bytes: Bytes, mut hash: RunningHash) -> Result<(RunningHash, Bytes), StoreError> {
+    let job = move || {
+        hash.update(&bytes);
+        (hash, bytes)
+    };
+    tokio::task::spawn_blocking(job).await.map_err(|_| StoreError::Interrupted)
+}

@@ -1,0 +1,112 @@
+//! The fixed buffers between socket and store.
+
+use std::sync::LazyLock;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+/// What is hashed and written at a time, in bytes: long enough that handing it to another thread costs nothing.
+pub(crate) const BUFFER_BYTES: usize = 1024 * 1024;
+/// Large buffers there are at most: with two each, 32 uploads run at full speed.
+const LARGE_MAX: usize = 64;
+/// Large buffers kept when nobody needs them.
+const IDLE_MAX: usize = 32;
+/// What uploads get when all large buffers are in use: slower, but a stalled client cannot keep others waiting.
+const SMALL_BYTES: usize = 64 * 1024;
+
+static POOL: LazyLock<Mutex<Pool>> = LazyLock::new(Mutex::default);
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<Vec<u8>>,
+    /// Large buffers in use.
+    used: usize,
+}
+
+/// An empty buffer of a fixed capacity, which is filled and then given away as [`Bytes`]. Its memory returns to the pool
+/// when the last of them is gone.
+pub(crate) struct Buffer {
+    bytes: Vec<u8>,
+    /// How much may be put in.
+    capacity: usize,
+    pooled: bool,
+}
+
+// === impl Buffer ===
+
+impl Buffer {
+    pub(crate) fn take() -> Self {
+        let mut pool = POOL.lock();
+        if pool.used >= LARGE_MAX {
+            drop(pool);
+            return Self { bytes: Vec::with_capacity(SMALL_BYTES), capacity: SMALL_BYTES, pooled: false };
+        }
+        pool.used += 1;
+        let idle = pool.idle.pop();
+        drop(pool);
+        let bytes = idle.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES));
+        Self { bytes, capacity: BUFFER_BYTES, pooled: true }
+    }
+
+    /// Takes as many of the bytes as there is room for, and says how many.
+    pub(crate) fn fill(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.capacity - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes.len() == self.capacity
+    }
+
+    pub(crate) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if !self.pooled {
+            return;
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        let mut pool = POOL.lock();
+        pool.used -= 1;
+        if pool.idle.len() < IDLE_MAX {
+            pool.idle.push(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_bounded_and_come_back() {
+        let mut all: Vec<Buffer> = (0..LARGE_MAX + 10).map(|_| Buffer::take()).collect();
+        // Other tests of this process take buffers, too; they only make more of these small.
+        let small = all.iter().filter(|buffer| buffer.capacity == SMALL_BYTES).count();
+        assert!(small >= 10, "{small}");
+        for buffer in &mut all {
+            let content = vec![1; BUFFER_BYTES + 1];
+            assert_eq!(buffer.fill(&content), buffer.capacity);
+            assert!(buffer.is_full());
+            assert_eq!(buffer.fill(&content), 0);
+        }
+        let frozen: Vec<Bytes> = all.into_iter().map(Buffer::freeze).collect();
+        let part = frozen[0].slice(10..20);
+        drop(frozen);
+        assert_eq!(part, vec![1; 10]);
+        drop(part);
+        let pool = POOL.lock();
+        assert!(pool.used < LARGE_MAX && pool.idle.len() <= IDLE_MAX, "{} {}", pool.used, pool.idle.len());
+    }
+}

@@ -1,0 +1,247 @@
+//! Records: what is needed to rebuild the database from the store alone.
+//!
+//! One line of JSON, then, for a manifest, its bytes. A record is complete when the line ends and the bytes have the digest
+//! that the line names, so a torn or changed one is recognised.
+
+use bytes::Bytes;
+use oci::{RepositoryName, TagName};
+use proto::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::name::{RecordId, TagRecordName};
+
+/// A manifest as it lies in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestRecord {
+    /// The record's name.
+    pub id: RecordId,
+    /// The repository it was pushed to.
+    pub repository: RepositoryName,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its media type, as the push said it.
+    pub media_type: String,
+    /// When it was pushed, milliseconds since 1970.
+    pub time_ms: u64,
+    /// The bytes as they came.
+    pub bytes: Bytes,
+}
+
+/// Where a tag points to, as it lies in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagRecord {
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The tag.
+    pub tag: TagName,
+    /// The manifest it points to.
+    pub digest: Digest,
+    /// The number of the change that moved it; of several records of a tag the highest is right.
+    pub change: u64,
+    /// When it was moved, milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// A record cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidRecord {
+    /// The first line does not end: the record was not written completely.
+    #[error("the record is cut off")]
+    CutOff,
+    /// The first line is not what it should be.
+    #[error("the record's first line cannot be read: {0}")]
+    Header(String),
+    /// The manifest's bytes do not have the digest that the line names.
+    #[error("the manifest in the record has the digest {computed}")]
+    Digest {
+        /// What they have.
+        computed: Digest,
+    },
+    /// The file's name is another than the content says.
+    #[error("the record says that its name is {expected}")]
+    Name {
+        /// What the name should be.
+        expected: String,
+    },
+}
+
+/// Longer lines are not read: the longest repository name, media type, tag and digest are far below it.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+#[derive(Serialize, Deserialize)]
+struct ManifestHeader {
+    v: u8,
+    repository: RepositoryName,
+    digest: Digest,
+    media_type: String,
+    time_ms: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TagHeader {
+    v: u8,
+    repository: RepositoryName,
+    tag: TagName,
+    digest: Digest,
+    change: u64,
+    time_ms: u64,
+}
+
+/// The form of records that this version writes, and the only one there is.
+const VERSION: u8 = 1;
+
+// === impl ManifestRecord ===
+
+impl ManifestRecord {
+    pub(crate) fn encode(&self) -> Bytes {
+        let header = ManifestHeader {
+            v: VERSION,
+            repository: self.repository.clone(),
+            digest: self.digest.clone(),
+            media_type: self.media_type.clone(),
+            time_ms: self.time_ms,
+        };
+        let mut text = line(&header);
+        text.extend_from_slice(&self.bytes);
+        text.into()
+    }
+
+    pub(crate) fn decode(id: RecordId, content: &Bytes) -> Result<Self, InvalidRecord> {
+        let (header, rest) = split(content)?;
+        let header: ManifestHeader = read(header)?;
+        version(header.v)?;
+        let bytes = content.slice(rest..);
+        let computed = Digest::of(header.digest.algorithm(), &bytes);
+        if computed != header.digest {
+            return Err(InvalidRecord::Digest { computed });
+        }
+        let ManifestHeader { v: _, repository, digest, media_type, time_ms } = header;
+        Ok(Self { id, repository, digest, media_type, time_ms, bytes })
+    }
+}
+
+// === impl TagRecord ===
+
+impl TagRecord {
+    /// The record's name.
+    #[must_use]
+    pub fn name(&self) -> TagRecordName {
+        TagRecordName::new(&self.repository, &self.tag, self.change)
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let header = TagHeader {
+            v: VERSION,
+            repository: self.repository.clone(),
+            tag: self.tag.clone(),
+            digest: self.digest.clone(),
+            change: self.change,
+            time_ms: self.time_ms,
+        };
+        line(&header).into()
+    }
+
+    pub(crate) fn decode(name: TagRecordName, content: &Bytes) -> Result<Self, InvalidRecord> {
+        let (header, _) = split(content)?;
+        let header: TagHeader = read(header)?;
+        version(header.v)?;
+        let TagHeader { v: _, repository, tag, digest, change, time_ms } = header;
+        let record = Self { repository, tag, digest, change, time_ms };
+        if record.name() == name {
+            Ok(record)
+        } else {
+            Err(InvalidRecord::Name { expected: record.name().to_string() })
+        }
+    }
+}
+
+fn line(header: &impl Serialize) -> Vec<u8> {
+    // Structs of strings and numbers: serde_json fails for maps with odd keys and for failing writers only.
+    let mut text = serde_json::to_vec(header).expect("a plain struct becomes JSON");
+    text.push(b'\n');
+    text
+}
+
+/// The line without its end, and where the rest starts.
+fn split(content: &[u8]) -> Result<(&[u8], usize), InvalidRecord> {
+    let head = &content[..content.len().min(HEADER_BYTES_MAX)];
+    let end = head.iter().position(|byte| *byte == b'\n').ok_or(InvalidRecord::CutOff)?;
+    Ok((&content[..end], end + 1))
+}
+
+fn read<'c, T: Deserialize<'c>>(line: &'c [u8]) -> Result<T, InvalidRecord> {
+    serde_json::from_slice(line).map_err(|error| InvalidRecord::Header(error.to_string()))
+}
+
+fn version(v: u8) -> Result<(), InvalidRecord> {
+    if v == VERSION { Ok(()) } else { Err(InvalidRecord::Header(format!("version {v} is not known"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::Algorithm;
+
+    use super::*;
+
+    fn manifest() -> ManifestRecord {
+        let bytes = Bytes::from_static(b"{\n \"schemaVersion\": 2\n}\n");
+        ManifestRecord {
+            id: RecordId::random(),
+            repository: "team/app".parse().unwrap(),
+            digest: Digest::of(Algorithm::Sha256, &bytes),
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            time_ms: 1_700_000_000_000,
+            bytes,
+        }
+    }
+
+    fn tag() -> TagRecord {
+        TagRecord {
+            repository: "team/app".parse().unwrap(),
+            tag: "latest".parse().unwrap(),
+            digest: Digest::of(Algorithm::Sha256, b"abc"),
+            change: 17,
+            time_ms: 1_700_000_000_000,
+        }
+    }
+
+    #[test]
+    fn golden_records() {
+        assert_eq!(
+            manifest().encode(),
+            "{\"v\":1,\"repository\":\"team/app\",\"digest\":\"sha256:1826076daf0c1f0d2e31472f21772ca33ad3f5b27ff88c6c969dc48c3ef30ae2\",\
+             \"media_type\":\"application/vnd.oci.image.manifest.v1+json\",\"time_ms\":1700000000000}\n\
+             {\n \"schemaVersion\": 2\n}\n"
+        );
+        assert_eq!(
+            tag().encode(),
+            "{\"v\":1,\"repository\":\"team/app\",\"tag\":\"latest\",\
+             \"digest\":\"sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\",\
+             \"change\":17,\"time_ms\":1700000000000}\n"
+        );
+    }
+
+    #[test]
+    fn records_round_trip() {
+        assert_eq!(ManifestRecord::decode(manifest().id, &manifest().encode()).map(|m| m.bytes), Ok(manifest().bytes));
+        assert_eq!(TagRecord::decode(tag().name(), &tag().encode()), Ok(tag()));
+    }
+
+    #[test]
+    fn no_torn_record_is_read() {
+        let (manifest, tag) = (manifest(), tag());
+        let whole = manifest.encode();
+        for length in 0..whole.len() {
+            assert!(ManifestRecord::decode(manifest.id, &whole.slice(..length)).is_err(), "{length}");
+        }
+        let whole = tag.encode();
+        for length in 0..whole.len() {
+            assert!(TagRecord::decode(tag.name(), &whole.slice(..length)).is_err(), "{length}");
+        }
+        let other = TagRecordName::new(&tag.repository, &tag.tag, 18);
+        assert!(matches!(TagRecord::decode(other, &whole), Err(InvalidRecord::Name { .. })));
+        let newer = String::from_utf8(whole.to_vec()).unwrap().replace("\"v\":1", "\"v\":2");
+        assert!(matches!(TagRecord::decode(tag.name(), &newer.into()), Err(InvalidRecord::Header(_))));
+    }
+}

@@ -1,0 +1,155 @@
+//! SQLite's one connection that writes.
+//!
+//! Transactions take turns, and those that wait for their turn are committed together: each runs inside a savepoint of one
+//! transaction, then queues up again to commit. Whoever's turn it is then finds that everybody who was waiting has run, and commits for
+//! all. Alone, a transaction is committed at once; together, they share one fsync.
+
+use std::fs::File;
+use std::sync::{Arc, OnceLock};
+
+use sea_orm::{
+    DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
+};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::error::{Class, Fault};
+use crate::sql::{Dialect, Run};
+use crate::transact::{Failed, alone, in_commit, roll_back};
+
+/// The connection, and the lock that makes it the only one.
+#[derive(Debug)]
+pub(crate) struct Alone {
+    /// Fair: whoever asks first gets it first. The batches depend on it.
+    slot: Arc<Mutex<Slot>>,
+    pool: DatabaseConnection,
+    _lock: File,
+}
+
+/// What the one whose turn it is may use.
+#[derive(Debug, Default)]
+struct Slot {
+    batch: Option<Batch>,
+}
+
+/// Transactions that are committed together.
+#[derive(Debug)]
+struct Batch {
+    transaction: DatabaseTransaction,
+    outcome: Outcome,
+}
+
+/// How the commit of a batch ended, for everybody in it.
+type Outcome = Arc<OnceLock<Result<(), DbErr>>>;
+
+const IMMEDIATE: TransactionOptions = TransactionOptions {
+    isolation_level: None,
+    access_mode: None,
+    sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+};
+
+impl Alone {
+    pub(crate) fn new(pool: DatabaseConnection, lock: File) -> Self {
+        Self { slot: Arc::default(), pool, _lock: lock }
+    }
+
+    pub(crate) async fn transact<T, F>(&self, work: &impl Fn(Run) -> F) -> Result<T, Failed>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        let before = |error: DbErr| Failed::Before(error.into());
+        let mut slot = Arc::clone(&self.slot).lock_owned().await;
+        // Whoever is cancelled from here on may leave a batch that nobody else commits.
+        let finish = Finish(Some(Arc::clone(&self.slot)));
+        let batch = match &mut slot.batch {
+            Some(batch) => batch,
+            none => {
+                let transaction = self.pool.begin_with_options(IMMEDIATE).await.map_err(before)?;
+                none.insert(Batch { transaction, outcome: Outcome::default() })
+            }
+        };
+        let outcome = Arc::clone(&batch.outcome);
+        let savepoint = match batch.transaction.begin().await {
+            Ok(savepoint) => Arc::new(savepoint),
+            Err(error) => {
+                spoil(&mut slot, &error);
+                return Err(before(error));
+            }
+        };
+        let result = work(Run::inside(&savepoint, Dialect::Sqlite)).await;
+        let savepoint = alone(savepoint)?;
+        let result = match result {
+            Ok(done) => savepoint.commit().await.map(|()| done).map_err(Fault::from),
+            Err(fault) => {
+                roll_back(savepoint, &fault).await;
+                Err(fault)
+            }
+        };
+        if let Err(Fault::Sql(error)) = &result {
+            // A full or failing disk makes SQLite undo the whole transaction, not only the savepoint.
+            if matches!(Fault::Sql(error.clone()).class(), Class::Full | Class::Lost) {
+                spoil(&mut slot, error);
+            }
+        }
+        drop(slot);
+        finish.now(&outcome).await;
+        let done = result.map_err(Failed::Before)?;
+        match outcome.get() {
+            Some(Ok(())) => Ok(done),
+            Some(Err(error)) => Err(in_commit(error.clone().into())),
+            None => Err(in_commit(DbErr::Custom("the commit was interrupted".to_owned()).into())),
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        let slot = Arc::clone(&self.slot).lock_owned().await;
+        commit(slot).await;
+        if let Err(error) = self.pool.close_by_ref().await {
+            tracing::debug!(?error, "closing the database failed");
+        }
+    }
+}
+
+/// Gives up a batch; everybody in it is told.
+fn spoil(slot: &mut Slot, error: &DbErr) {
+    if let Some(batch) = slot.batch.take() {
+        // Only set here and in `commit`, each of which takes the batch.
+        let _ = batch.outcome.set(Err(error.clone()));
+        // Dropped, it is rolled back.
+    }
+}
+
+async fn commit(mut slot: OwnedMutexGuard<Slot>) {
+    if let Some(batch) = slot.batch.take() {
+        let result = batch.transaction.commit().await;
+        // Only set here and in `spoil`, each of which takes the batch.
+        let _ = batch.outcome.set(result);
+    }
+}
+
+/// Sees to it that what was begun is committed, also when nobody waits for it any more.
+struct Finish(Option<Arc<Mutex<Slot>>>);
+
+impl Finish {
+    /// Waits for the commit of the batch, or does it.
+    async fn now(mut self, outcome: &Outcome) {
+        let Some(slot) = self.0.take() else { return };
+        let outcome = Arc::clone(outcome);
+        // In a task of its own, for a commit must not be cancelled in the middle.
+        let task = tokio::spawn(async move {
+            let slot = slot.lock_owned().await;
+            if outcome.get().is_none() {
+                commit(slot).await;
+            }
+        });
+        if let Err(error) = task.await {
+            tracing::error!(?error, "a commit ended early");
+        }
+    }
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        let (Some(slot), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else { return };
+        runtime.spawn(async move { commit(slot.lock_owned().await).await });
+    }
+}

@@ -1,0 +1,86 @@
+//! SQLite: one file, one process, one connection that writes.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sea_orm::DatabaseConnection;
+use sqlx::pool::PoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+
+use super::{Db, STATEMENTS_CACHED, Writer};
+use crate::alone::Alone;
+use crate::migrate;
+use crate::sql::Dialect;
+use crate::{DbConfig, DbError};
+
+/// Only programs that look at the file from outside can be in the way, such as `sqlite3` or a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Address space in which pages of the file are read without a copy.
+const MMAP_BYTES: &str = "1073741824";
+/// Pages that the writer keeps, negative in KiB.
+const WRITER_CACHE: &str = "-65536";
+/// Pages that each reader keeps; what it does not keep comes from the mapped file.
+const READER_CACHE: &str = "-8192";
+/// The log is written back once it has so many pages of 4 KiB: seldom enough that few commits pay for it.
+const CHECKPOINT_PAGES: &str = "4000";
+/// What the log's file may keep after it was written back.
+const LOG_BYTES: &str = "67108864";
+
+pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        tokio::fs::create_dir_all(folder).await.map_err(|source| DbError::File { path: folder.to_owned(), source })?;
+    }
+    let lock = lock(path)?;
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // A commit is on disk when it returns.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .statement_cache_capacity(STATEMENTS_CACHED)
+        .pragma("temp_store", "memory")
+        .pragma("mmap_size", MMAP_BYTES)
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        .pragma("journal_size_limit", LOG_BYTES);
+    let writer: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
+        .max_connections(1)
+        .acquire_timeout(config.acquire_timeout)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .connect_with(options.clone().pragma("cache_size", WRITER_CACHE))
+        .await
+        .map_err(super::sqlx_error)?
+        .into();
+    migrate::up(&writer).await?;
+    let reader: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
+        .max_connections(config.max_connections)
+        .min_connections(config.min_connections)
+        .acquire_timeout(config.acquire_timeout)
+        .idle_timeout(config.idle_timeout)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .connect_with(options.pragma("cache_size", READER_CACHE).pragma("query_only", "on"))
+        .await
+        .map_err(super::sqlx_error)?
+        .into();
+    let alone = Alone::new(writer, lock);
+    Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Alone(alone), config))
+}
+
+/// Makes this process the only one. The lock goes with the process, the file stays.
+fn lock(path: &Path) -> Result<File, DbError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let name = PathBuf::from(name);
+    let fail = |source| DbError::File { path: name.clone(), source };
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(fail)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DbError::InUse(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(fail(source)),
+    }
+}

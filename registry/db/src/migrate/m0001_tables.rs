@@ -1,0 +1,32 @@
+//! The first tables.
+
+use sea_orm::{DbBackend, DbErr};
+use sea_orm_migration::{MigrationName, MigrationTrait, SchemaManager, async_trait};
+
+pub(super) struct Migration;
+
+impl MigrationName for Migration {
+    fn name(&self) -> &str {
+        "m0001_tables"
+    }
+}
+
+#[async_trait::async_trait]
+impl MigrationTrait for Migration {
+    fn use_transaction(&self) -> Option<bool> {
+        // MySQL ends a transaction at each of these statements.
+        None
+    }
+
+    // As the trait has it: `async_trait` tells a lifetime that is written from one that is not.
+    #[expect(elided_lifetimes_in_paths)]
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        let statements = match manager.get_database_backend() {
+            DbBackend::Sqlite => include_str!("m0001_sqlite.sql"),
+            DbBackend::MySql => include_str!("m0001_mysql.sql"),
+            DbBackend::Postgres => include_str!("m0001_postgres.sql"),
+            other => return Err(DbErr::Migration(format!("no tables for {other:?}"))),
+        };
+        super::execute(manager.get_connection(), statements).await
+    }
+}

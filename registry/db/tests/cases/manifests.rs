@@ -1,0 +1,251 @@
+//! Manifests, tags, referrers, the change log.
+
+use db::{Change, ChangeId, ChangeKind, ManifestId, PutManifestError};
+use oci::{Digest, Reference};
+use serde_json::json;
+
+use crate::support::*;
+
+pub async fn a_manifest_is_found_by_tag_and_digest(ground: &Ground) {
+    let db = &ground.db;
+    push_blob(db, "a", "one", 1, 0).await;
+    let manifest = image(&[digest("one")], json!({"annotations": {"x": "ü\u{1F600}"}}));
+    let put = put(db, "a", &manifest, &["T", "t"], 5).await;
+    assert!(put.created);
+    assert_eq!(put.tags.iter().map(|moved| moved.tag.as_str()).collect::<Vec<_>>(), ["T", "t"]);
+    let a = id(db, "a").await;
+    assert_eq!(put.repository, a);
+    for reference in [Reference::Tag(tag("t")), Reference::Tag(tag("T")), Reference::Digest(digest_of(&manifest))] {
+        let found = db.manifest(a, &reference).await.unwrap().unwrap();
+        assert_eq!(found.content, *manifest.raw());
+        assert_eq!(found.media_type, manifest.media_type());
+        assert_eq!(found.digest, digest_of(&manifest));
+        let head = db.manifest_head(a, &reference).await.unwrap().unwrap();
+        assert_eq!(head.digest, digest_of(&manifest));
+        assert_eq!((head.media_type.as_str(), head.size), (manifest.media_type(), manifest.raw().len() as u64));
+    }
+    // Names are compared byte by byte.
+    push_image(db, "b", "two", &["v1"], 2, 0).await;
+    assert_eq!(tag_digest(db, "b", "V1").await, None);
+    assert_eq!(db.manifest(id(db, "b").await, &Reference::Digest(digest_of(&manifest))).await.unwrap(), None);
+    assert_eq!(db.catalog(None, 10).await.unwrap(), ["a", "b"]);
+}
+
+pub async fn a_push_needs_its_blobs_and_children(ground: &Ground) {
+    let db = &ground.db;
+    push_blob(db, "a", "one", 1, 0).await;
+    push_blob(db, "b", "two", 2, 0).await;
+    let manifest = image(&[digest("one"), digest("two"), digest("three")], json!({}));
+    let Err(PutManifestError::MissingBlobs(mut missing)) = try_put(db, "a", &manifest, &["t"], 0).await else {
+        panic!()
+    };
+    missing.sort_by_key(Digest::to_string);
+    let mut expected = [digest("two"), digest("three")];
+    expected.sort_by_key(Digest::to_string);
+    assert_eq!(missing, expected, "a blob of another repository does not count");
+    assert_eq!(tag_digest(db, "a", "t").await, None);
+    let child = push_image(db, "a", "one", &[], 3, 0).await;
+    let index = index(&[child.clone(), digest("no such manifest")]);
+    let Err(PutManifestError::MissingManifests(missing)) = try_put(db, "a", &index, &[], 0).await else { panic!() };
+    assert_eq!(missing, [digest("no such manifest")]);
+    put(db, "a", &crate::support::index(&[child]), &["i"], 0).await;
+    // Layers that clients get elsewhere.
+    let elsewhere = image(
+        &[digest("one")],
+        json!({"layers": [{"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": digest("far").to_string(), "size": 7}]}),
+    );
+    put(db, "a", &elsewhere, &["far"], 0).await;
+    // A subject need not be there.
+    put(db, "a", &image(&[digest("one")], about(&digest("no such subject"))), &[], 0).await;
+}
+
+pub async fn pushing_again_changes_nothing(ground: &Ground) {
+    let db = &ground.db;
+    push_blob(db, "a", "one", 1, 0).await;
+    let manifest = image(&[digest("one")], json!({}));
+    let first = put(db, "a", &manifest, &["t"], 5).await;
+    let again = put(db, "a", &manifest, &["t", "u"], 6).await;
+    assert!(!again.created);
+    assert_eq!(again.change, None);
+    assert_eq!((again.tags[0].moved, again.tags[0].change), (false, first.tags[0].change));
+    assert!(again.tags[1].moved && again.tags[1].replaced.is_none());
+    // The second record is superfluous, the first is the manifest's.
+    let removals = take_removals(db).await;
+    assert_eq!(removals.len(), 1, "{removals:?}");
+    let row = &db.manifests_page(ManifestId(0), 10).await.unwrap()[0];
+    assert_ne!(removals[0], record_entry(&row.record));
+    assert_eq!(db.changes(ChangeId(0), 10).await.unwrap().len(), 3);
+}
+
+pub async fn tags_move_and_their_history_stays(ground: &Ground) {
+    let db = &ground.db;
+    let one = push_image(db, "a", "one", &["t", "stays"], 1, 1).await;
+    let two = push_image(db, "a", "two", &[], 2, 2).await;
+    let a = id(db, "a").await;
+    let first = db.tag_history(a, &tag("t"), 10).await.unwrap()[0].id;
+    let moved = put(db, "a", &image(&[digest("two")], json!({})), &["t"], 3).await.tags.remove(0);
+    assert_eq!(moved.replaced, Some(first));
+    assert!(moved.change > first);
+    assert_eq!(tag_digest(db, "a", "t").await, Some(two.clone()));
+    assert_eq!(tag_digest(db, "a", "stays").await, Some(one.clone()));
+    assert!(take_removals(db).await.contains(&tag_entry(&tag("t"), first)));
+    let history = db.tag_history(a, &tag("t"), 10).await.unwrap();
+    let shown: Vec<_> = history.iter().map(|c| (c.kind, c.at_ms, &c.digest, c.previous.as_ref())).collect();
+    assert_eq!(shown, [(ChangeKind::Tag, 3, &two, Some(&one)), (ChangeKind::Tag, 1, &one, None)]);
+    assert_eq!(db.tag_history(a, &tag("t"), 1).await.unwrap().len(), 1);
+    assert_eq!(db.tags(a, None, 10).await.unwrap(), ["stays", "t"]);
+}
+
+pub async fn deleting_a_tag_leaves_the_manifest(ground: &Ground) {
+    let db = &ground.db;
+    let one = push_image(db, "a", "one", &["t"], 1, 1).await;
+    let a = id(db, "a").await;
+    let made = db.tag_history(a, &tag("t"), 1).await.unwrap()[0].id;
+    let deleted = db.delete_tag(a, &tag("t"), 2, &tag_entry).await.unwrap().unwrap();
+    assert_eq!(deleted.digest, one);
+    assert!(deleted.change > made);
+    assert_eq!(db.delete_tag(a, &tag("t"), 3, &tag_entry).await.unwrap(), None);
+    assert_eq!(take_removals(db).await, [tag_entry(&tag("t"), made)]);
+    assert!(db.manifest(a, &Reference::Digest(one)).await.unwrap().is_some());
+    assert_eq!(db.tags(a, None, 10).await.unwrap(), Vec::<String>::new());
+    assert_eq!(db.tag_history(a, &tag("t"), 1).await.unwrap()[0].kind, ChangeKind::Untag);
+    assert_eq!(collect_all(db, 10_000).await.unlinked, 0);
+}
+
+pub async fn deleting_a_manifest_takes_its_tags_and_leases_its_blobs(ground: &Ground) {
+    let db = &ground.db;
+    push_blob(db, "a", "shared", 1, 0).await;
+    push_blob(db, "a", "own", 2, 0).await;
+    let both = image(&[digest("shared"), digest("own")], json!({}));
+    put(db, "a", &both, &["t", "u"], 1).await;
+    put(db, "a", &image(&[digest("shared")], json!({})), &["other"], 1).await;
+    let a = id(db, "a").await;
+    assert_eq!(collect_all(db, 10_000).await.cleared, 2);
+    let deleted = delete(db, a, &digest_of(&both), 20_000).await.unwrap();
+    assert_eq!(deleted.tags, [tag("t"), tag("u")]);
+    assert_eq!(deleted.blobs.len(), 2);
+    let mut entries = deleted.entries.clone();
+    entries.sort();
+    assert_eq!(take_removals(db).await, entries);
+    assert_eq!(entries.len(), 3, "its record and those of two tags");
+    assert_eq!(delete(db, a, &digest_of(&both), 20_000).await, None);
+    assert_eq!(db.tags(a, None, 10).await.unwrap(), ["other"]);
+    let leased = async |content: &str| db.link(a, &digest(content)).await.unwrap().map(|link| link.leased_until);
+    assert_eq!(leased("own").await, Some(Some(20_000 + LEASE_MS)));
+    let collected = collect_all(db, 20_000 + LEASE_MS).await;
+    assert_eq!((collected.cleared, collected.unlinked, collected.blobs, collected.bytes), (1, 1, 1, 3));
+    assert_eq!(leased("own").await, None);
+    assert_eq!(leased("shared").await, Some(None));
+    let kinds: Vec<_> = db.changes(deleted.change, 10).await.unwrap();
+    assert_eq!(kinds, [], "the delete is the last change");
+}
+
+pub async fn referrers_are_listed_in_pages(ground: &Ground) {
+    let db = &ground.db;
+    let subject = push_image(db, "a", "one", &[], 1, 0).await;
+    let mut expected = Vec::new();
+    for number in 0..5 {
+        let mut more = about(&subject);
+        more["annotations"] = json!({"number": number.to_string()});
+        more["artifactType"] = json!("application/vnd.test");
+        let manifest = image(&[digest("one")], more);
+        put(db, "a", &manifest, &[], 0).await;
+        expected.push(digest_of(&manifest));
+    }
+    let a = id(db, "a").await;
+    let mut found = Vec::new();
+    let mut after = ManifestId(0);
+    loop {
+        let page = db.referrers(a, &subject, after, 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        found.extend(page);
+    }
+    assert_eq!(found.iter().map(|referrer| referrer.digest.clone()).collect::<Vec<_>>(), expected);
+    assert_eq!(found[3].artifact_type.as_deref(), Some("application/vnd.test"));
+    assert_eq!(found[3].annotations, r#"{"number":"3"}"#);
+    assert_eq!(db.referrers(a, &digest("none"), ManifestId(0), 10).await.unwrap(), []);
+    delete(db, a, &expected[0], 1).await.unwrap();
+    assert_eq!(db.referrers(a, &subject, ManifestId(0), 10).await.unwrap().len(), 4);
+}
+
+pub async fn large_manifests_and_many_layers(ground: &Ground) {
+    let db = &ground.db;
+    let layers: Vec<Digest> = (0..1500).map(|number| digest(&format!("layer {number}"))).collect();
+    for (number, _) in layers.iter().enumerate() {
+        push_blob(db, "a", &format!("layer {number}"), number as u64, 0).await;
+    }
+    let many = image(&layers, json!({}));
+    put(db, "a", &many, &["many"], 0).await;
+    // As large as any registry takes, in what is indexed apart, too.
+    let large = image(
+        &layers[..1],
+        json!({"artifactType": "x/".to_owned() + &"y".repeat(2 << 20), "annotations": {"a": "ü".repeat(1 << 20)}}),
+    );
+    put(db, "a", &large, &["large"], 0).await;
+    let a = id(db, "a").await;
+    let found = db.manifest(a, &Reference::Tag(tag("large"))).await.unwrap().unwrap();
+    assert_eq!(found.content, *large.raw());
+    assert_eq!(collect_all(db, 10_000).await.cleared, 1500);
+    delete(db, a, &digest_of(&many), 10_000).await.unwrap();
+    let collected = collect_all(db, 20_000).await;
+    assert_eq!((collected.cleared, collected.blobs), (1, 1499));
+}
+
+pub async fn only_what_nothing_holds_counts_as_untagged(ground: &Ground) {
+    let db = &ground.db;
+    let tagged = push_image(db, "a", "tagged", &["t"], 1, 0).await;
+    let child = push_image(db, "a", "child", &[], 2, 0).await;
+    put(db, "a", &index(std::slice::from_ref(&child)), &["i"], 0).await;
+    let alone = push_image(db, "a", "alone", &[], 3, 0).await;
+    let young = push_image(db, "a", "young", &[], 4, 50).await;
+    // A signature of something alive, and one of something gone.
+    put(db, "a", &image(&[digest("tagged")], about(&tagged)), &[], 0).await;
+    let orphan = image(&[digest("tagged")], about(&digest("gone")));
+    put(db, "a", &orphan, &[], 0).await;
+    let a = id(db, "a").await;
+    let untagged = async |before: i64| -> Vec<Digest> {
+        let page = db.untagged_manifests(before, ManifestId(0), 10).await.unwrap();
+        page.into_iter().map(|row| row.digest).collect()
+    };
+    assert_eq!(untagged(10).await, [alone.clone(), digest_of(&orphan)]);
+    assert_eq!(untagged(60).await, [alone.clone(), young.clone(), digest_of(&orphan)]);
+    assert_eq!(db.untagged_manifests(10, ManifestId(0), 1).await.unwrap().len(), 1);
+    // A tag that went elsewhere leaves it young again, and so does another push.
+    db.delete_tag(a, &tag("t"), 100, &tag_entry).await.unwrap();
+    put(db, "a", &image(&[digest("alone")], json!({})), &[], 100).await;
+    assert_eq!(untagged(100).await, [young.clone(), digest_of(&orphan)]);
+    // Whoever removes looks again.
+    for held in [&child, &tagged, &alone] {
+        assert_eq!(db.delete_untagged(&deletion(a, held, 110), 100).await.unwrap(), None, "{held}");
+    }
+    assert!(db.delete_untagged(&deletion(a, &young, 110), 100).await.unwrap().is_some());
+    assert!(db.delete_untagged(&deletion(a, &alone, 110), 101).await.unwrap().is_some());
+    assert!(!untagged(1000).await.contains(&child));
+}
+
+pub async fn changes_are_a_log(ground: &Ground) {
+    let db = &ground.db;
+    let one = push_image(db, "a", "one", &["t"], 1, 1).await;
+    let a = id(db, "a").await;
+    push_image(db, "b", "two", &[], 2, 2).await;
+    delete(db, a, &one, 3).await.unwrap();
+    let log = db.changes(ChangeId(0), 100).await.unwrap();
+    let shown: Vec<_> =
+        log.iter().map(|c| (c.kind, c.repository.as_str(), c.tag.as_ref().map(|t| t.as_str()), c.at_ms)).collect();
+    assert_eq!(
+        shown,
+        [
+            (ChangeKind::Push, "a", None, 1),
+            (ChangeKind::Tag, "a", Some("t"), 1),
+            (ChangeKind::Push, "b", None, 2),
+            (ChangeKind::Untag, "a", Some("t"), 3),
+            (ChangeKind::Delete, "a", None, 3),
+        ]
+    );
+    let Change { id, .. } = log[1];
+    assert_eq!(db.changes(id, 2).await.unwrap(), log[2..4]);
+    // Numbers are never given twice.
+    push_image(db, "a", "three", &["t"], 3, 4).await;
+    assert!(db.tag_history(a, &tag("t"), 1).await.unwrap()[0].id > log[4].id);
+}

@@ -1,0 +1,236 @@
+//! A running registry: what all requests share, its listeners, and its work in the background.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use blobs::{Store, StoreEntry};
+use db::{Db, RepositoryId};
+use oci::upload::{UploadId, UploadKey};
+use oci::{ManifestLimits, RepositoryName};
+use parking_lot::RwLock;
+use service::http::{HttpMetrics, Listener, Readiness, Server, standard};
+use service::metrics::Metrics;
+use service::tls::ServerCertificate;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Access;
+use crate::active::ActiveUploads;
+use crate::cache::Cache;
+use crate::config::{Config, GcConfig};
+use crate::http::{Failure, Registry};
+use crate::metrics::RegistryMetrics;
+use crate::upkeep;
+
+/// Clients follow a redirect at once; a layer that takes longer to begin has other problems.
+const PRESIGN_TTL: Duration = Duration::from_secs(20 * 60);
+/// The name of the setting that holds the key of upload ids.
+const UPLOAD_KEY: &str = "upload_key";
+/// Certificates are looked at this often, for those who replace files and send no signal.
+const CERTIFICATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) db: Db,
+    pub(crate) store: Store,
+    pub(crate) cache: Cache,
+    pub(crate) access: Access,
+    pub(crate) upload_key: UploadKey,
+    pub(crate) active: ActiveUploads,
+    pub(crate) metrics: RegistryMetrics,
+    gc: RwLock<GcConfig>,
+    open_uploads: AtomicU64,
+    /// There is something to remove.
+    removals: Notify,
+}
+
+impl App {
+    /// Opens store and database.
+    pub(crate) async fn open(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+        let access = Access::new(&config.auth).context("cannot tell who may come in")?;
+        let store = blobs::open(&config.store).await.context("cannot open the store")?;
+        let db = Db::connect(&config.database).await.context("cannot open the database")?;
+        let key = db
+            .setting_or_insert(UPLOAD_KEY, &hex::encode(rand::random::<[u8; 32]>()))
+            .await
+            .context("cannot read the key of uploads")?;
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(&key, &mut bytes).context("the key of uploads in the database is damaged")?;
+        Ok(Arc::new(Self {
+            cache: Cache::new(&config.cache, db.is_exclusive()),
+            gc: RwLock::new(config.gc.clone()),
+            upload_key: UploadKey::new(bytes),
+            active: ActiveUploads::default(),
+            metrics: RegistryMetrics::new(metrics),
+            open_uploads: AtomicU64::new(0),
+            removals: Notify::new(),
+            access,
+            store,
+            db,
+            config,
+        }))
+    }
+
+    /// Milliseconds since 1970.
+    #[allow(clippy::unused_self, reason = "the one place that asks for the time")]
+    pub(crate) fn now_ms(&self) -> i64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// The id of a repository, if anything was ever pushed to it.
+    pub(crate) async fn repository(&self, name: &RepositoryName) -> Result<Option<RepositoryId>, Failure> {
+        if let Some(id) = self.cache.repository(name) {
+            return Ok(Some(id));
+        }
+        let Some(id) = self.db.repository_id(name).await? else { return Ok(None) };
+        self.cache.put_repository(name, id);
+        Ok(Some(id))
+    }
+
+    pub(crate) fn gc(&self) -> GcConfig {
+        self.gc.read().clone()
+    }
+
+    /// How long a blob that nothing needs stays.
+    pub(crate) fn lease_ms(&self) -> i64 {
+        i64::try_from(self.gc.read().lease.as_millis()).unwrap_or(i64::MAX / 4)
+    }
+
+    pub(crate) fn new_upload_id(&self) -> UploadId {
+        UploadId::new(self.now_ms().unsigned_abs(), rand::random())
+    }
+
+    /// Whether an upload that nothing is known of was begun too long ago.
+    pub(crate) fn is_expired(&self, id: UploadId) -> bool {
+        let expiry = u64::try_from(self.config.uploads.expiry.as_millis()).unwrap_or(u64::MAX);
+        id.created_ms().saturating_add(expiry) < self.now_ms().unsigned_abs()
+    }
+
+    /// Unfinished uploads of all clients, as of a moment ago.
+    pub(crate) fn open_uploads(&self) -> u64 {
+        self.open_uploads.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_open_uploads(&self, count: u64) {
+        self.open_uploads.store(count, Ordering::Relaxed);
+        self.metrics.uploads_open.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn manifest_limits(&self) -> ManifestLimits {
+        ManifestLimits {
+            size_bytes_max: self.config.manifests.max_size.as_usize(),
+            descriptors_max: self.config.manifests.max_descriptors,
+            ..ManifestLimits::default()
+        }
+    }
+
+    pub(crate) const fn presign_ttl(&self) -> Duration {
+        PRESIGN_TTL
+    }
+
+    /// Something became superfluous: the next round need not wait.
+    pub(crate) fn removals_wanted(&self) {
+        self.removals.notify_one();
+    }
+
+    pub(crate) async fn wait_for_removals(&self) {
+        self.removals.notified().await;
+    }
+
+    /// Removes entries before an answer is given. Their rows stay for the next round: should this fail, that will not.
+    pub(crate) async fn remove_now(&self, entries: &[String]) {
+        let entries: Vec<StoreEntry> = entries.iter().filter_map(|entry| entry.parse().ok()).collect();
+        if entries.is_empty() {
+            return;
+        }
+        for (entry, result) in self.store.remove(&entries).await {
+            if let Err(error) = result {
+                tracing::warn!(%entry, %error, "an entry of the store could not be removed at once");
+            }
+        }
+        self.removals_wanted();
+    }
+
+    fn reload(&self, config: &Config) {
+        *self.gc.write() = config.gc.clone();
+        if let Err(error) = self.access.reload() {
+            tracing::error!(%error, "the passwords are not usable, keeping the old ones");
+        }
+        self.removals_wanted();
+    }
+}
+
+/// Serves until the shutdown.
+///
+/// # Errors
+/// When store or database cannot be opened, or an address cannot be listened on.
+pub async fn run(config: Config, context: service::Context<Config>) -> anyhow::Result<()> {
+    let metrics = Metrics::new("registry", env!("CARGO_PKG_VERSION"));
+    let http_metrics = HttpMetrics::new(&metrics);
+    let certificate = config.tls.clone().map(ServerCertificate::load).transpose()?;
+    let app = App::open(config, &metrics).await?;
+    let tasks = TaskTracker::new();
+    let shutdown = context.shutdown.clone();
+    let readiness = Readiness::waiting_for([upkeep::DATABASE]);
+    for address in &app.config.metrics_listen {
+        let listener = Listener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let server = Server::new(listener, app.config.http.clone()).with_metrics(&http_metrics, "metrics");
+        let service = service::http::service([standard(&readiness, &metrics)]);
+        tasks.spawn(server.serve(service, shutdown.clone()));
+    }
+    for address in &app.config.listen {
+        let listener = Listener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let mut server = Server::new(listener, app.config.http.clone())
+            .with_metrics(&http_metrics, "registry")
+            .with_drain_timeout(app.config.runtime.drain_timeout);
+        if let Some(certificate) = &certificate {
+            server = server.with_tls(certificate.server_config()?);
+        }
+        tracing::info!(address = %server.local_addr()?, tls = certificate.is_some(), "listening");
+        tasks.spawn(server.serve(Registry(Arc::clone(&app)), shutdown.clone()));
+    }
+    upkeep::start(&app, &tasks, &shutdown, readiness);
+    if let Some(certificate) = certificate.clone() {
+        tasks.spawn(watch(certificate, shutdown.clone()));
+    }
+    context.ready();
+    let reloads = context.reloads.apply(shutdown.clone(), |config| {
+        app.reload(config);
+        if let Some(certificate) = &certificate {
+            reload_certificate(certificate);
+        }
+    });
+    reloads.await;
+    tasks.close();
+    tasks.wait().await;
+    Ok(())
+}
+
+fn reload_certificate(certificate: &ServerCertificate) {
+    match certificate.reload() {
+        Ok(()) => tracing::info!("the certificate was read anew"),
+        Err(error) => tracing::error!(%error, "the certificate is not usable, keeping the old one"),
+    }
+}
+
+/// Reads a certificate anew when its files were replaced.
+async fn watch(certificate: Arc<ServerCertificate>, shutdown: CancellationToken) {
+    let mut known = certificate.modified();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(CERTIFICATE_INTERVAL) => {}
+            () = shutdown.cancelled() => return,
+        }
+        let now = certificate.modified();
+        if now != known {
+            known = now;
+            reload_certificate(&certificate);
+        }
+    }
+}

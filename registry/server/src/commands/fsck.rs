@@ -1,0 +1,291 @@
+//! `registry fsck`: compares store and database both ways.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use blobs::{Shard, StoreEntry, StoredBlob};
+use db::{BlobId, BlobRow, ManifestId};
+use oci::upload::UploadId;
+use serde::Serialize;
+use service::metrics::Metrics;
+
+use super::say;
+use crate::app::App;
+use crate::config::Config;
+use crate::records;
+use crate::upkeep::scrub;
+
+/// Flags of `registry fsck`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct FsckArgs {
+    /// Mend what can be mended: remove orphans, forget what is lost so that a push heals it, write missing records
+    #[arg(long)]
+    pub repair: bool,
+    /// Read every blob and compare its digest
+    #[arg(long)]
+    pub deep: bool,
+    /// Files younger than this may belong to a push that is being committed, and are not called orphans
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    pub grace: Duration,
+    /// One line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Rows read at a time.
+const PAGE: u64 = 1000;
+/// Rows that hang in the air, of each sort.
+const DANGLING_MAX: u64 = 10_000;
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "problem", rename_all = "snake_case")]
+pub(crate) enum Finding {
+    /// The database has a blob, the store has not.
+    MissingFile { digest: String, key: String, needed_by: Vec<String> },
+    /// The store has fewer or more bytes than the blob has.
+    WrongSize { digest: String, key: String, expected: u64, found: u64, needed_by: Vec<String> },
+    /// The bytes are not what the digest says.
+    WrongContent { digest: String, key: String, found: String, needed_by: Vec<String> },
+    /// The store has something that the database does not know.
+    Orphan { entry: String },
+    /// The store has something that nobody of ours wrote.
+    Stranger { path: String },
+    /// A row that hangs in the air.
+    OrphanRow { row: String },
+    /// A manifest or tag whose record is not in the store, so that a rebuild would lose it.
+    MissingRecord { what: String },
+}
+
+/// What was looked at, and found.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    pub(crate) blobs: u64,
+    pub(crate) files: u64,
+    pub(crate) manifests: u64,
+    pub(crate) tags: u64,
+    pub(crate) bytes: u64,
+    pub(crate) findings: Vec<Finding>,
+    pub(crate) repaired: u64,
+}
+
+/// Runs it, and prints what it found.
+///
+/// # Errors
+/// When something is wrong that was not mended, or store or database cannot be read.
+pub(crate) async fn run(config: Config, args: FsckArgs) -> anyhow::Result<()> {
+    let app = App::open(config, &Metrics::new("registry", env!("CARGO_PKG_VERSION"))).await?;
+    let report = check(&app, &args).await?;
+    if args.json {
+        say(serde_json::to_string(&report).context("the report cannot be written")?);
+    } else {
+        for finding in &report.findings {
+            say(serde_json::to_string(finding).context("the report cannot be written")?);
+        }
+        say(format_args!(
+            "{} blobs in the database, {} files in the store ({} bytes), {} manifests, {} tags: {} problems, {} repaired",
+            report.blobs,
+            report.files,
+            report.bytes,
+            report.manifests,
+            report.tags,
+            report.findings.len(),
+            report.repaired
+        ));
+    }
+    let left = (report.findings.len() as u64).saturating_sub(report.repaired);
+    anyhow::ensure!(left == 0, "{left} problems are left");
+    Ok(())
+}
+
+/// The comparison itself.
+pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    let rows = blobs(app).await?;
+    report.blobs = rows.len() as u64;
+    let mut seen: HashMap<UploadId, u64> = HashMap::with_capacity(rows.len());
+    let mut orphans = Vec::new();
+    let mut records = HashSet::new();
+    for shard in Shard::all() {
+        let listing = app.store.list_blobs(shard).await?;
+        report.findings.extend(listing.strangers.into_iter().map(|path| Finding::Stranger { path }));
+        for found in listing.entries {
+            report.files += 1;
+            report.bytes += found.size_found.unwrap_or(0);
+            if let Some(size) = found.size_found.filter(|_| found.name.is_some()) {
+                seen.insert(found.key, size);
+            }
+        }
+        let manifests = app.store.list_manifest_records(shard).await?;
+        let tags = app.store.list_tag_records(shard).await?;
+        for path in manifests.strangers.into_iter().chain(tags.strangers) {
+            report.findings.push(Finding::Stranger { path });
+        }
+        let whole = |whole: bool, entry: StoreEntry| whole.then(|| entry.to_string());
+        records.extend(
+            manifests.entries.iter().filter_map(|r| whole(r.record.is_ok(), StoreEntry::ManifestRecord(r.name))),
+        );
+        records.extend(tags.entries.iter().filter_map(|r| whole(r.record.is_ok(), StoreEntry::TagRecord(r.name))));
+        orphans.extend(scrub::strays(app, shard, args.grace).await?);
+    }
+    // What was removed on purpose and waits is no orphan.
+    for entry in &orphans {
+        report.findings.push(Finding::Orphan { entry: entry.to_string() });
+    }
+    for row in &rows {
+        blob(app, args, &mut report, row, seen.get(&row.key).copied()).await?;
+    }
+    missing_records(app, args, &mut report, &records).await?;
+    let dangling = app.db.dangling_rows(DANGLING_MAX).await?;
+    report.findings.extend(dangling.iter().map(|row| Finding::OrphanRow { row: format!("{row:?}") }));
+    if args.repair {
+        scrub::remove(app, &orphans).await;
+        report.repaired += orphans.len() as u64;
+        let now = app.now_ms();
+        report.repaired +=
+            app.db.repair(&dangling, now, now + app.lease_ms(), &records::blob_entry).await?.min(dangling.len() as u64);
+    }
+    Ok(report)
+}
+
+async fn blobs(app: &App) -> anyhow::Result<Vec<BlobRow>> {
+    let mut all = Vec::new();
+    let mut after = BlobId::default();
+    loop {
+        let page = app.db.blobs_page(after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(all) };
+        after = last.id;
+        all.extend(page);
+    }
+}
+
+/// One row against its file.
+async fn blob(
+    app: &App,
+    args: &FsckArgs,
+    report: &mut Report,
+    row: &BlobRow,
+    found: Option<u64>,
+) -> anyhow::Result<()> {
+    let (digest, key) = (row.digest.to_string(), row.key.to_string());
+    let finding = match found {
+        None => {
+            // It may have come after its folder was listed, or have gone with its row.
+            let blob = stored(row);
+            match app.store.stat(&blob).await? {
+                Some(size) if size == row.size => return Ok(()),
+                _ if app.db.blob_keys_known(&[row.key]).await?.is_empty() => return Ok(()),
+                _ => Finding::MissingFile { digest, key, needed_by: Vec::new() },
+            }
+        }
+        Some(size) if size != row.size => {
+            Finding::WrongSize { digest, key, expected: row.size, found: size, needed_by: Vec::new() }
+        }
+        Some(_) if args.deep => match content(app, row).await? {
+            found if found == row.digest => return Ok(()),
+            found => Finding::WrongContent { digest, key, found: found.to_string(), needed_by: Vec::new() },
+        },
+        Some(_) => return Ok(()),
+    };
+    let needed_by = if args.repair {
+        report.repaired += 1;
+        let needed_by = app.db.forget_blob(row.id, app.now_ms()).await?;
+        scrub::remove(app, &[StoreEntry::Blob(stored(row))]).await;
+        needed_by.iter().map(|needed| format!("{}@{}", needed.repository, needed.manifest)).collect()
+    } else {
+        Vec::new()
+    };
+    report.findings.push(finding.needed_by(needed_by));
+    Ok(())
+}
+
+fn stored(row: &BlobRow) -> StoredBlob {
+    StoredBlob { key: row.key, digest: row.digest.clone(), size: row.size }
+}
+
+/// The digest of what the store has.
+async fn content(app: &App, row: &BlobRow) -> anyhow::Result<oci::Digest> {
+    use blobs::BlobBody;
+    use futures_util::StreamExt as _;
+    let mut hasher = row.digest.algorithm().hasher();
+    match app.store.open(&stored(row), None).await? {
+        BlobBody::File { file, offset, len } => {
+            let read = move || -> std::io::Result<oci::Digest> {
+                use std::os::unix::fs::FileExt as _;
+                let mut buffer = vec![0; 1 << 20];
+                let (mut at, end) = (offset, offset + len);
+                while at < end {
+                    let step = usize::try_from((end - at).min(1 << 20)).unwrap_or(1 << 20);
+                    file.read_exact_at(&mut buffer[..step], at)?;
+                    hasher.update(&buffer[..step]);
+                    at += step as u64;
+                }
+                Ok(hasher.finish())
+            };
+            Ok(tokio::task::spawn_blocking(read).await??)
+        }
+        BlobBody::Stream { mut stream, .. } => {
+            while let Some(bytes) = stream.next().await {
+                hasher.update(&bytes?);
+            }
+            Ok(hasher.finish())
+        }
+    }
+}
+
+/// Manifests and tags against their records.
+async fn missing_records(
+    app: &App,
+    args: &FsckArgs,
+    report: &mut Report,
+    records: &HashSet<String>,
+) -> anyhow::Result<()> {
+    let mut after = ManifestId::default();
+    loop {
+        let page = app.db.manifests_page(after, PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.id;
+        for row in &page {
+            report.manifests += 1;
+            if !records.contains(&records::manifest_entry(&row.record)) {
+                let what = format!("manifest {}@{}", row.repository_name, row.digest);
+                report.findings.push(Finding::MissingRecord { what });
+                if args.repair {
+                    records::rewrite_manifest(app, row).await?;
+                    report.repaired += 1;
+                }
+            }
+        }
+    }
+    let mut last: Option<(db::RepositoryId, oci::TagName)> = None;
+    loop {
+        let page = app.db.tags_page(last.as_ref().map(|(id, tag)| (*id, tag)), PAGE).await?;
+        let Some(end) = page.last() else { return Ok(()) };
+        last = Some((end.repository, end.tag.clone()));
+        for row in &page {
+            report.tags += 1;
+            if !records.contains(&records::tag_entry(&row.repository_name, &row.tag, row.change)) {
+                report
+                    .findings
+                    .push(Finding::MissingRecord { what: format!("tag {}:{}", row.repository_name, row.tag) });
+                if args.repair {
+                    records::rewrite_tag(app, row).await?;
+                    report.repaired += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Finding {
+    fn needed_by(mut self, list: Vec<String>) -> Self {
+        if let Self::MissingFile { needed_by, .. }
+        | Self::WrongSize { needed_by, .. }
+        | Self::WrongContent { needed_by, .. } = &mut self
+        {
+            *needed_by = list;
+        }
+        self
+    }
+}

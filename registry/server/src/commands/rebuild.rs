@@ -1,0 +1,167 @@
+//! `registry rebuild`: fills an empty database from the store alone.
+
+use blobs::Shard;
+use db::{ChangeId, Restored, RestoredBlob, RestoredManifest, RestoredTag};
+use oci::{Manifest, ManifestLimits};
+use serde::Serialize;
+use service::metrics::Metrics;
+
+use super::say;
+use crate::app::App;
+use crate::config::Config;
+
+/// Flags of `registry rebuild`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RebuildArgs {
+    /// Also when the database is not empty: adds what it does not know, and changes nothing that it does
+    #[arg(long)]
+    pub merge: bool,
+    /// One line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Entries written in one transaction.
+const BATCH: usize = 200;
+
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    blobs: u64,
+    manifests: u64,
+    tags: u64,
+    /// Entries that another one has the place of.
+    superseded: u64,
+    /// Entries that cannot be read, or have lost what they name.
+    skipped: Vec<String>,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the database is not empty, or store or database fail.
+pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()> {
+    let app = App::open(config, &Metrics::new("registry", env!("CARGO_PKG_VERSION"))).await?;
+    anyhow::ensure!(
+        args.merge || app.db.is_empty().await?,
+        "the database is not empty; --merge adds to it what only the store has"
+    );
+    let mut report = Report::default();
+    blobs(&app, &mut report).await?;
+    manifests(&app, &mut report).await?;
+    tags(&app, &mut report).await?;
+    if args.json {
+        say(serde_json::to_string(&report)?);
+    } else {
+        for skipped in &report.skipped {
+            say(format_args!("skipped: {skipped}"));
+        }
+        say(format_args!(
+            "restored {} blobs, {} manifests and {} tags; {} entries were older than others, {} skipped",
+            report.blobs,
+            report.manifests,
+            report.tags,
+            report.superseded,
+            report.skipped.len()
+        ));
+    }
+    Ok(())
+}
+
+impl Report {
+    fn count(&mut self, restored: Restored) -> u64 {
+        match restored {
+            Restored::New => 1,
+            Restored::Superseded => {
+                self.superseded += 1;
+                0
+            }
+            _ => 0,
+        }
+    }
+}
+
+async fn blobs(app: &App, report: &mut Report) -> anyhow::Result<()> {
+    for shard in Shard::all() {
+        let mut found = Vec::new();
+        for blob in app.store.list_blobs(shard).await?.entries {
+            match &blob.name {
+                Some(name) if blob.is_whole() => {
+                    found.push(RestoredBlob { digest: name.digest.clone(), size: name.size, key: blob.key })
+                }
+                _ => report.skipped.push(format!("blob {}: its bytes are not all there", blob.key)),
+            }
+        }
+        for batch in found.chunks(BATCH) {
+            for restored in app.db.restore_blobs(batch, app.now_ms()).await? {
+                report.blobs += report.count(restored);
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn manifests(app: &App, report: &mut Report) -> anyhow::Result<()> {
+    // It was accepted once, perhaps under wider limits.
+    let limits = ManifestLimits {
+        size_bytes_max: usize::MAX,
+        descriptors_max: usize::MAX,
+        annotations_max: usize::MAX,
+        urls_max: usize::MAX,
+        ..app.manifest_limits()
+    };
+    for shard in Shard::all() {
+        let mut found = Vec::new();
+        for entry in app.store.list_manifest_records(shard).await?.entries {
+            let record = match entry.record {
+                Ok(record) => record,
+                Err(error) => {
+                    report.skipped.push(format!("record {}: {error}", entry.name));
+                    continue;
+                }
+            };
+            match Manifest::parse(record.bytes.clone(), Some(&record.media_type), &limits) {
+                Ok(manifest) => found.push(RestoredManifest {
+                    repository: record.repository,
+                    manifest,
+                    digest: record.digest,
+                    record: entry.name.to_string(),
+                    created_ms: i64::try_from(record.time_ms).unwrap_or(i64::MAX),
+                }),
+                Err(error) => report.skipped.push(format!("record {}: {error}", entry.name)),
+            }
+        }
+        for batch in found.chunks(BATCH) {
+            for restored in app.db.restore_manifests(batch).await? {
+                report.manifests += report.count(restored);
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn tags(app: &App, report: &mut Report) -> anyhow::Result<()> {
+    for shard in Shard::all() {
+        let mut found = Vec::new();
+        for entry in app.store.list_tag_records(shard).await?.entries {
+            match entry.record {
+                Ok(record) => found.push(RestoredTag {
+                    repository: record.repository,
+                    tag: record.tag,
+                    digest: record.digest,
+                    change: ChangeId(i64::try_from(record.change).unwrap_or(i64::MAX)),
+                    at_ms: i64::try_from(record.time_ms).unwrap_or(i64::MAX),
+                }),
+                Err(error) => report.skipped.push(format!("tag record {}: {error}", entry.name)),
+            }
+        }
+        for batch in found.chunks(BATCH) {
+            for (tag, restored) in batch.iter().zip(app.db.restore_tags(batch).await?) {
+                if restored == Restored::Incomplete {
+                    report.skipped.push(format!("tag {}:{}: its manifest is not there", tag.repository, tag.tag));
+                }
+                report.tags += report.count(restored);
+            }
+        }
+    }
+    Ok(())
+}

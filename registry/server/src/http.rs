@@ -1,0 +1,266 @@
+//! The registry's protocol over HTTP: a request becomes a [`Call`], a handler answers it.
+
+mod blobs;
+mod body;
+mod failure;
+mod lists;
+mod locations;
+mod manifests;
+mod referrers;
+mod uploads;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::http::header::{ALLOW, CONTENT_LENGTH};
+use ::http::request::Parts;
+use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use oci::route::{self, Route};
+use oci::{ErrorCode, Query, RepositoryName};
+use service::http::{Peer, SendFile};
+
+use crate::access::{Action, Caller};
+use crate::app::App;
+pub(crate) use body::Body;
+pub(crate) use failure::Failure;
+
+/// Old docker clients look for it.
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const UPLOAD_UUID: HeaderName = HeaderName::from_static("docker-upload-uuid");
+const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// One request whose caller may make it.
+pub(crate) struct Call {
+    pub(crate) parts: Parts,
+    pub(crate) peer: Option<Peer>,
+    pub(crate) caller: Caller,
+}
+
+type Answer = Result<Response<Body>, Failure>;
+
+/// The service of the registry's listeners.
+#[derive(Clone, Debug)]
+pub(crate) struct Registry(pub(crate) Arc<App>);
+
+impl hyper::service::Service<Request<Incoming>> for Registry {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let app = Arc::clone(&self.0);
+        Box::pin(async move { Ok(respond(&app, request).await) })
+    }
+}
+
+async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Body> {
+    let started = Instant::now();
+    let (parts, incoming) = request.into_parts();
+    let peer = parts.extensions.get::<Peer>().copied();
+    let line = app.config.access_log.then(|| (parts.method.clone(), parts.uri.clone()));
+    let (operation, caller, answer) = match route::parse(parts.uri.path()) {
+        Ok(route) => {
+            let operation = operation(&parts.method, &route);
+            match app.access.caller(&parts.headers).await {
+                Ok(caller) => {
+                    let call = Call { parts, peer, caller: caller.clone() };
+                    (operation, Some(caller), dispatch(app, call, route, incoming).await)
+                }
+                Err(refusal) => (operation, None, Err(refusal.into())),
+            }
+        }
+        Err(error) => ("none", None, Err(error.into())),
+    };
+    let (mut response, code) = match answer {
+        Ok(response) => (response, ""),
+        Err(failure) => {
+            let code = failure.code();
+            (failure.into_response(), code)
+        }
+    };
+    let length = response.body().len();
+    let headers = response.headers_mut();
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    // An answer to HEAD says the length of the body it has not.
+    if !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    let status = response.status();
+    app.metrics.answered(operation, status, started.elapsed());
+    if let Some((method, uri)) = line {
+        let from = peer.map(|peer| peer.to_string());
+        let caller = match &caller {
+            Some(Caller::Named(name)) => Some(&**name),
+            _ => None,
+        };
+        let (method, uri, status) = (method.as_str(), uri.to_string(), status.as_u16());
+        let (duration_ms, length) = (started.elapsed().as_secs_f64() * 1e3, response.body().len());
+        tracing::info!(target: "access", from, caller, method, uri, status, code, length, duration_ms);
+    }
+    response
+}
+
+/// What a metric calls it.
+fn operation(method: &Method, route: &Route) -> &'static str {
+    match (route, method.as_str()) {
+        (Route::Base, _) => "ping",
+        (Route::Catalog, _) => "catalog",
+        (Route::Tags { .. }, _) => "tags",
+        (Route::Referrers { .. }, _) => "referrers",
+        (Route::Manifest { .. }, "GET") => "manifest_get",
+        (Route::Manifest { .. }, "HEAD") => "manifest_head",
+        (Route::Manifest { .. }, "PUT") => "manifest_put",
+        (Route::Manifest { .. }, _) => "manifest_delete",
+        (Route::Blob { .. }, "GET") => "blob_get",
+        (Route::Blob { .. }, "HEAD") => "blob_head",
+        (Route::Blob { .. }, _) => "blob_delete",
+        (Route::Uploads { .. }, _) => "upload_post",
+        (Route::Upload { .. }, "PATCH") => "upload_patch",
+        (Route::Upload { .. }, "PUT") => "upload_put",
+        (Route::Upload { .. }, "DELETE") => "upload_delete",
+        (Route::Upload { .. }, _) => "upload_get",
+    }
+}
+
+async fn dispatch(app: &Arc<App>, call: Call, route: Route, incoming: Incoming) -> Answer {
+    let method = call.parts.method.clone();
+    let read = method == Method::GET || method == Method::HEAD;
+    match route {
+        Route::Base if read => {
+            may(app, &call, Action::Ping, None)?;
+            Ok(json(StatusCode::OK, "{}".into()))
+        }
+        Route::Catalog if read => {
+            may(app, &call, Action::Catalog, None)?;
+            lists::catalog(app, &call).await
+        }
+        Route::Tags { name } if read => {
+            may(app, &call, Action::Pull, Some(&name))?;
+            lists::tags(app, &call, &name).await
+        }
+        Route::Referrers { name, digest } if read => {
+            may(app, &call, Action::Pull, Some(&name))?;
+            referrers::list(app, &call, &name, &digest).await
+        }
+        Route::Blob { name, digest } if read => {
+            may(app, &call, Action::Pull, Some(&name))?;
+            blobs::get(app, &call, &name, &digest).await
+        }
+        Route::Blob { name, digest } if method == Method::DELETE => {
+            may(app, &call, Action::Delete, Some(&name))?;
+            blobs::delete(app, &name, &digest).await
+        }
+        Route::Manifest { name, reference } if read => {
+            may(app, &call, Action::Pull, Some(&name))?;
+            manifests::get(app, &call, &name, &reference).await
+        }
+        Route::Manifest { name, reference } if method == Method::PUT => {
+            may(app, &call, Action::Push, Some(&name))?;
+            Box::pin(manifests::put(app, &call, &name, &reference, incoming)).await
+        }
+        Route::Manifest { name, reference } if method == Method::DELETE => {
+            may(app, &call, Action::Delete, Some(&name))?;
+            manifests::delete(app, &name, &reference).await
+        }
+        Route::Uploads { name } if method == Method::POST => {
+            may(app, &call, Action::Push, Some(&name))?;
+            Box::pin(uploads::begin(app, &call, &name, incoming)).await
+        }
+        Route::Upload { name, session } if read => {
+            may(app, &call, Action::Push, Some(&name))?;
+            uploads::status(app, &call, &name, &session).await
+        }
+        Route::Upload { name, session } if method == Method::PATCH => {
+            may(app, &call, Action::Push, Some(&name))?;
+            Box::pin(uploads::patch(app, &call, &name, &session, incoming)).await
+        }
+        Route::Upload { name, session } if method == Method::PUT => {
+            may(app, &call, Action::Push, Some(&name))?;
+            Box::pin(uploads::put(app, &call, &name, &session, incoming)).await
+        }
+        Route::Upload { name, session } if method == Method::DELETE => {
+            may(app, &call, Action::Push, Some(&name))?;
+            uploads::cancel(app, &name, &session).await
+        }
+        route => Err(not_allowed(&route)),
+    }
+}
+
+fn may(app: &App, call: &Call, action: Action, name: Option<&RepositoryName>) -> Result<(), Failure> {
+    Ok(app.access.may(&call.caller, action, name)?)
+}
+
+fn not_allowed(route: &Route) -> Failure {
+    let allow = match route {
+        Route::Base | Route::Catalog | Route::Tags { .. } | Route::Referrers { .. } => "GET, HEAD",
+        Route::Blob { .. } => "GET, HEAD, DELETE",
+        Route::Manifest { .. } => "GET, HEAD, PUT, DELETE",
+        Route::Uploads { .. } => "POST",
+        Route::Upload { .. } => "GET, HEAD, PATCH, PUT, DELETE",
+    };
+    Failure::new(ErrorCode::Unsupported, format!("allowed here: {allow}"))
+        .header(ALLOW, HeaderValue::from_static(allow))
+}
+
+// === impl Call ===
+
+impl Call {
+    /// The parameters of the URL.
+    pub(crate) fn query(&self) -> Result<Query<'_>, Failure> {
+        Ok(Query::parse(self.parts.uri.query().unwrap_or_default())?)
+    }
+
+    /// The text of a header; what is no text counts as absent.
+    pub(crate) fn header(&self, name: HeaderName) -> Option<&str> {
+        self.parts.headers.get(name)?.to_str().ok()
+    }
+
+    /// `Content-Length`.
+    pub(crate) fn content_length(&self) -> Option<u64> {
+        self.header(CONTENT_LENGTH)?.parse().ok()
+    }
+
+    /// The connection's way of sending files, if it has one.
+    pub(crate) fn sendfile(&self) -> Option<SendFile> {
+        self.parts.extensions.get().cloned()
+    }
+
+    pub(crate) fn is_head(&self) -> bool {
+        self.parts.method == Method::HEAD
+    }
+}
+
+/// A JSON answer.
+fn json(status: StatusCode, body: bytes::Bytes) -> Response<Body> {
+    let mut response = Response::new(Body::Bytes(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(::http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An answer without a body.
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// Drops the body where the method was HEAD, and keeps its length.
+fn for_head(mut response: Response<Body>) -> Response<Body> {
+    let length = response.body().len();
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    *response.body_mut() = Body::empty();
+    response
+}
+
+/// A value that is made of our own characters.
+fn value(text: impl AsRef<str>) -> HeaderValue {
+    HeaderValue::try_from(text.as_ref()).expect("digests, names, tags and paths are printable ASCII")
+}

@@ -1,0 +1,255 @@
+//! Manifests: reading, pushing, deleting.
+
+use std::sync::Arc;
+
+use ::http::header::{CONTENT_TYPE, ETAG, LOCATION};
+use ::http::{Response, StatusCode};
+use bytes::{Bytes, BytesMut};
+use db::{DeleteManifest, NewManifest, PutManifestError, StoredManifest, TagMove};
+use futures_util::StreamExt as _;
+use http_body_util::BodyStream;
+use hyper::body::Incoming;
+use oci::{Algorithm, Digest, ErrorCode, Manifest, Problem, Reference, RepositoryName, TagName};
+
+use super::body::Body;
+use super::failure::Failure;
+use super::{Answer, CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, locations, value};
+use crate::app::App;
+use crate::records;
+
+/// `GET` and `HEAD`. What it is served as is what it was pushed as, whatever `Accept` says: another form would have another digest.
+pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
+    let manifest = find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
+    let etag = value(format!("\"{}\"", manifest.digest));
+    let mut response = if super::blobs::is_match(call, &etag) {
+        empty(StatusCode::NOT_MODIFIED)
+    } else {
+        super::blobs::finish(call, Response::new(Body::Bytes(manifest.content.clone())))
+    };
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, value(&manifest.media_type));
+    headers.insert(CONTENT_DIGEST, value(manifest.digest.to_string()));
+    headers.insert(ETAG, etag);
+    Ok(response)
+}
+
+pub(super) async fn find(
+    app: &App,
+    name: &RepositoryName,
+    reference: &Reference,
+) -> Result<Option<Arc<StoredManifest>>, Failure> {
+    let Some(repository) = app.repository(name).await? else { return Ok(None) };
+    if let Some(manifest) = app.cache.manifest(repository, reference) {
+        return Ok(Some(manifest));
+    }
+    let stamp = app.cache.stamp(Some(repository));
+    let Some(manifest) = app.db.manifest(repository, reference).await? else { return Ok(None) };
+    let manifest = Arc::new(manifest);
+    app.cache.put_manifest(repository, reference, stamp, &manifest);
+    Ok(Some(manifest))
+}
+
+/// `PUT`
+pub(super) async fn put(
+    app: &App,
+    call: &Call,
+    name: &RepositoryName,
+    reference: &Reference,
+    incoming: Incoming,
+) -> Answer {
+    let tags = tags(app, call, reference)?;
+    let raw = receive(app, incoming, call.content_length()).await?;
+    let content_type = call.header(CONTENT_TYPE);
+    let manifest = Manifest::parse(raw, content_type, &app.manifest_limits())
+        .map_err(|error| Failure::with_status(error.status(), error.code(), error.to_string()))?;
+    let digest = digest_of(app, name, reference, &manifest).await?;
+    let record = records::Record::new(app, name, &manifest, &digest);
+    // A manifest that is there already has its record; then only tags move.
+    let is_there = find(app, name, &Reference::Digest(digest.clone())).await?.is_some();
+    if !is_there {
+        app.store.put_manifest_record(&record.manifest).await?;
+    }
+    let put = app
+        .db
+        .put_manifest(&NewManifest {
+            repository: name,
+            manifest: &manifest,
+            digest: &digest,
+            record: &record.name,
+            record_entry: &record.entry,
+            tags: &tags,
+            now_ms: app.now_ms(),
+            require_references: true,
+            tag_entry: &|tag, change| records::tag_entry(name, tag, change),
+        })
+        .await;
+    let put = match put {
+        Ok(put) => put,
+        Err(error) => {
+            if !is_there {
+                records::withdraw(app, &record).await;
+            }
+            return Err(refused(error));
+        }
+    };
+    if is_there && put.created {
+        // It was deleted between our look and our commit: the record has to be there before we answer.
+        app.store.put_manifest_record(&record.manifest).await?;
+    }
+    app.cache.changed(put.repository);
+    write_tags(app, name, &digest, &put.tags).await?;
+    app.metrics.pushed();
+    let mut response = empty(StatusCode::CREATED);
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, locations::manifest(app, call, name, &digest));
+    headers.insert(CONTENT_DIGEST, value(digest.to_string()));
+    if let Some(subject) = manifest.subject() {
+        headers.insert(OCI_SUBJECT, value(subject.digest.to_string()));
+    }
+    if matches!(reference, Reference::Digest(_)) {
+        for tag in &tags {
+            headers.append(OCI_TAG, value(tag.as_str()));
+        }
+    }
+    Ok(response)
+}
+
+/// The tags a push sets: that of its path, or those of its parameters.
+fn tags(app: &App, call: &Call, reference: &Reference) -> Result<Vec<TagName>, Failure> {
+    let query = call.query()?;
+    let mut tags = match reference {
+        Reference::Tag(tag) => vec![tag.clone()],
+        Reference::Digest(_) => Vec::new(),
+    };
+    for tag in query.all("tag") {
+        let invalid = |error: oci::InvalidTag| Failure::new(error.code(), error.to_string());
+        let tag = tag.parse::<TagName>().map_err(invalid)?;
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    let max = app.config.manifests.max_tags;
+    if tags.len() > max {
+        let message = format!("at most {max} tags can be set by one request");
+        return Err(Failure::with_status(414, ErrorCode::SizeInvalid, message));
+    }
+    Ok(tags)
+}
+
+/// The digest the manifest is kept under: the one the client names, or its SHA-256.
+async fn digest_of(
+    app: &App,
+    name: &RepositoryName,
+    reference: &Reference,
+    manifest: &Manifest,
+) -> Result<Digest, Failure> {
+    match reference {
+        Reference::Digest(wanted) => {
+            let found = manifest.digest(wanted.algorithm());
+            if found != *wanted {
+                return Err(Failure::new(
+                    ErrorCode::DigestInvalid,
+                    format!("the digest of the manifest is {found}, not {wanted}"),
+                ));
+            }
+            Ok(found)
+        }
+        Reference::Tag(_) => {
+            // Whoever pushed these very bytes under their SHA-512 means that manifest.
+            let long = manifest.digest(Algorithm::Sha512);
+            if find(app, name, &Reference::Digest(long.clone())).await?.is_some() {
+                return Ok(long);
+            }
+            Ok(manifest.digest(Algorithm::Sha256))
+        }
+    }
+}
+
+async fn receive(app: &App, incoming: Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
+    let limits = &app.config.manifests;
+    let max = limits.max_size.as_u64();
+    let too_large =
+        || Failure::with_status(413, ErrorCode::SizeInvalid, format!("a manifest has at most {} bytes", max));
+    if length.is_some_and(|length| length > max) {
+        return Err(too_large());
+    }
+    let collect = async {
+        let mut body = BodyStream::new(incoming);
+        let mut all = BytesMut::with_capacity(usize::try_from(length.unwrap_or(4096).min(max)).unwrap_or(0));
+        while let Some(frame) = body.next().await {
+            let frame = frame
+                .map_err(|error| Failure::new(ErrorCode::ManifestInvalid, format!("the body broke off: {error}")))?;
+            let Ok(bytes) = frame.into_data() else { continue };
+            if (all.len() + bytes.len()) as u64 > max {
+                return Err(too_large());
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all.freeze())
+    };
+    tokio::time::timeout(limits.body_timeout, collect).await.unwrap_or_else(|_| {
+        Err(Failure::with_status(408, ErrorCode::ManifestInvalid, "the manifest took too long to arrive"))
+    })
+}
+
+fn refused(error: PutManifestError) -> Failure {
+    let missing = |what: &str, digests: &[Digest]| {
+        let problem = |digest: &Digest| {
+            Problem::new(ErrorCode::ManifestBlobUnknown, format!("{what} {digest} is not in this repository"))
+                .with_detail(serde_json::json!({ "digest": digest.to_string() }))
+        };
+        Failure::of(ErrorCode::ManifestBlobUnknown.status(), digests.iter().take(100).map(problem).collect())
+    };
+    match error {
+        PutManifestError::MissingBlobs(digests) => missing("blob", &digests),
+        PutManifestError::MissingManifests(digests) => missing("manifest", &digests),
+        PutManifestError::Db(error) => error.into(),
+        error => {
+            tracing::error!(%error, "a manifest cannot be kept");
+            Failure::new(ErrorCode::Unknown, "the manifest cannot be kept")
+        }
+    }
+}
+
+/// The tags' records, so that the store alone tells where they point.
+async fn write_tags(app: &App, name: &RepositoryName, digest: &Digest, moves: &[TagMove]) -> Result<(), Failure> {
+    for moved in moves.iter().filter(|moved| moved.moved) {
+        app.store.put_tag_record(&records::tag(app, name, digest, moved)).await?;
+    }
+    if moves.iter().any(|moved| moved.replaced.is_some()) {
+        app.removals_wanted();
+    }
+    Ok(())
+}
+
+/// `DELETE`: a tag alone, or a manifest with all its tags.
+pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Reference) -> Answer {
+    let repository = app.repository(name).await?.ok_or_else(|| unknown(reference))?;
+    let tag_entry = |tag: &TagName, change| records::tag_entry(name, tag, change);
+    let now = app.now_ms();
+    let entries = match reference {
+        Reference::Tag(tag) => {
+            app.db.delete_tag(repository, tag, now, &tag_entry).await?.map(|deleted| vec![deleted.entry])
+        }
+        Reference::Digest(digest) => {
+            let delete = DeleteManifest {
+                repository,
+                digest,
+                now_ms: now,
+                leased_until_ms: now + app.lease_ms(),
+                tag_entry: &tag_entry,
+                record_entry: &records::manifest_entry,
+            };
+            app.db.delete_manifest(&delete).await?.map(|deleted| deleted.entries)
+        }
+    };
+    app.cache.changed(repository);
+    // The records go before the answer, so that a rebuild does not bring back what was deleted.
+    app.remove_now(&entries.ok_or_else(|| unknown(reference))?).await;
+    Ok(empty(StatusCode::ACCEPTED))
+}
+
+fn unknown(reference: &Reference) -> Failure {
+    Failure::new(ErrorCode::ManifestUnknown, "there is no such manifest in this repository")
+        .detail(serde_json::json!({ "reference": reference.to_string() }))
+}

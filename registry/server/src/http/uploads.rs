@@ -1,0 +1,440 @@
+//! Uploads of blobs: begin, send, ask, end, cancel.
+
+use std::time::Duration;
+
+use ::http::header::{CONTENT_RANGE, LOCATION, RANGE};
+use ::http::{HeaderValue, Response, StatusCode};
+use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError};
+use bytes::Bytes;
+use db::{BlobCommit, CheckpointError, NewBlob, UploadStatus};
+use futures_util::StreamExt as _;
+use http_body_util::BodyStream;
+use hyper::body::Incoming;
+use oci::upload::{Chunk, ContentRange, Receiving, Upload, UploadId};
+use oci::{Algorithm, Digest, ErrorCode, RepositoryName};
+
+use super::body::Body;
+use super::failure::Failure;
+use super::{Answer, CONTENT_DIGEST, Call, UPLOAD_UUID, empty, locations, value};
+use crate::app::App;
+
+/// How a session's name ends when the client said that its blob has a SHA-512 digest.
+const SHA512_SUFFIX: &str = "-sha512";
+
+/// A session that is ours.
+struct Session {
+    id: UploadId,
+    algorithm: Algorithm,
+    /// What is known of it; nothing, as long as nothing of it is durable.
+    durable: Option<Durable>,
+}
+
+struct Durable {
+    version: i64,
+    checkpoint: Checkpoint,
+}
+
+/// What came of receiving a body.
+enum Received {
+    /// All of it.
+    Whole(Upload<Receiving>),
+    /// The client went away in the middle, or sends nothing.
+    Broken(Failure),
+}
+
+// === POST ===
+
+/// `POST`: mounts a blob, takes a whole one, or begins an upload.
+pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incoming: Incoming) -> Answer {
+    let query = call.query()?;
+    if let Some(digest) = query.get("mount") {
+        let digest = oci::parse_digest(digest)?;
+        let from = query.get("from").filter(|from| !from.is_empty()).map(str::parse::<RepositoryName>);
+        // A source that cannot be is not there; then the client uploads.
+        if let Ok(from) = from.transpose()
+            && mount(app, call, name, &digest, from.as_ref()).await?
+        {
+            return Ok(created(app, call, name, &digest));
+        }
+    }
+    let algorithm = match query.get("digest-algorithm") {
+        Some(algorithm) => oci::parse_algorithm(algorithm)?,
+        None => Algorithm::Sha256,
+    };
+    let id = app.new_upload_id();
+    if let Some(digest) = query.get("digest") {
+        let digest = oci::parse_digest(digest)?;
+        let session = Session { id, algorithm: digest.algorithm(), durable: None };
+        return complete(app, call, name, session, &digest, incoming).await;
+    }
+    if app.open_uploads() >= app.config.uploads.max_open {
+        let message = "too many unfinished uploads";
+        return Err(Failure::later(429, ErrorCode::TooManyRequests, message, Duration::from_secs(60)));
+    }
+    let signed = app.upload_key.sign(name, id);
+    let session = if algorithm == Algorithm::Sha512 { format!("{signed}{SHA512_SUFFIX}") } else { signed };
+    let mut response = accepted(app, call, name, &session, id, 0);
+    // Clients that send in chunks learn that any size will do.
+    response.headers_mut().insert("oci-chunk-min-length", HeaderValue::from_static("1"));
+    Ok(response)
+}
+
+/// Makes a blob that is in another repository readable in this one. Without a source, any will do in which the caller may read.
+async fn mount(
+    app: &App,
+    call: &Call,
+    name: &RepositoryName,
+    digest: &Digest,
+    from: Option<&RepositoryName>,
+) -> Result<bool, Failure> {
+    if app.access.may(&call.caller, crate::access::Action::Pull, from).is_err() {
+        return Ok(false);
+    }
+    let now = app.now_ms();
+    let mounted = app.db.mount(digest, from, name, now, now + app.lease_ms()).await?;
+    if let Some(linked) = &mounted {
+        app.cache.changed(linked.repository);
+    }
+    Ok(mounted.is_some())
+}
+
+// === GET, DELETE ===
+
+/// `GET`: how far it is.
+pub(super) async fn status(app: &App, call: &Call, name: &RepositoryName, text: &str) -> Answer {
+    let session = session(app, name, text).await?;
+    let offset = session.durable.as_ref().map_or(0, |durable| durable.checkpoint.offset);
+    let mut response = accepted(app, call, name, text, session.id, offset);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
+}
+
+/// `DELETE`: gives it up.
+pub(super) async fn cancel(app: &App, name: &RepositoryName, text: &str) -> Answer {
+    let session = session(app, name, text).await?;
+    app.db.cancel_upload(session.id, name, app.now_ms()).await?;
+    let state = session.durable.as_ref().map(|durable| &durable.checkpoint.writer);
+    app.store.discard(session.id, state).await?;
+    Ok(empty(StatusCode::NO_CONTENT))
+}
+
+// === PATCH ===
+
+/// `PATCH`: more bytes.
+pub(super) async fn patch(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: Incoming) -> Answer {
+    let session = session(app, name, text).await?;
+    let id = session.id;
+    let upload = receiving(app, name, &session)?;
+    let chunk = upload.begin(content_range(call)?, call.content_length()).map_err(|refused| {
+        // The client goes on from where the session says.
+        let offset = session.durable.as_ref().map_or(0, |durable| durable.checkpoint.offset);
+        Failure::from(refused)
+            .header(RANGE, value(oci::upload::range_header(offset)))
+            .header(LOCATION, locations::upload(app, call, name, text))
+    })?;
+    if call.content_length() == Some(0) {
+        return Ok(accepted(app, call, name, text, id, chunk.offset()));
+    }
+    let _active = app.active.enter(call.peer, &app.config.uploads)?;
+    let mut version = session.durable.as_ref().map(|durable| durable.version);
+    let mut receiver = open(app, session, None).await?;
+    let received = receive(app, chunk, incoming, &mut receiver, Some((name, &mut version))).await?;
+    if receiver.offset() > 0 {
+        save(app, name, id, &mut receiver, &mut version).await?;
+    }
+    match received {
+        Received::Whole(upload) => Ok(accepted(app, call, name, text, id, upload.offset())),
+        Received::Broken(failure) => Err(failure),
+    }
+}
+
+/// Makes what arrived durable, and says so to the other processes.
+async fn save(
+    app: &App,
+    name: &RepositoryName,
+    id: UploadId,
+    receiver: &mut Receiver,
+    version: &mut Option<i64>,
+) -> Result<(), Failure> {
+    let checkpoint = receiver.checkpoint().await?;
+    let state = serde_json::to_string(&checkpoint).map_err(|error| {
+        tracing::error!(%error, "a checkpoint cannot be written down");
+        Failure::new(ErrorCode::Unknown, "the upload cannot be kept")
+    })?;
+    match app.db.save_checkpoint(id, name, &state, checkpoint.offset, *version, app.now_ms()).await {
+        Ok(new) => {
+            *version = Some(new);
+            Ok(())
+        }
+        Err(CheckpointError::Conflict) => {
+            Err(Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload"))
+        }
+        Err(CheckpointError::Db(error)) => Err(error.into()),
+        Err(error) => {
+            tracing::error!(%error, "a checkpoint cannot be kept");
+            Err(Failure::new(ErrorCode::Unknown, "the upload cannot be kept"))
+        }
+    }
+}
+
+// === PUT ===
+
+/// `PUT`: the last bytes, if any, and the digest.
+pub(super) async fn put(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: Incoming) -> Answer {
+    let query = call.query()?;
+    let missing = || Failure::new(ErrorCode::DigestInvalid, "the parameter digest is missing");
+    let digest = oci::parse_digest(query.get("digest").ok_or_else(missing)?)?;
+    let session = match session(app, name, text).await {
+        Ok(session) => session,
+        Err(failure) => {
+            // The answer to the same request may have been lost on the way.
+            let id = verified(app, name, text).map(|(id, _)| id);
+            if let (Some(id), Some((_, link))) = (id, super::blobs::find(app, name, &digest).await?)
+                && link.key == id
+            {
+                return Ok(created(app, call, name, &digest));
+            }
+            return Err(failure);
+        }
+    };
+    complete(app, call, name, session, &digest, incoming).await
+}
+
+/// Receives what is left, compares, commits.
+async fn complete(
+    app: &App,
+    call: &Call,
+    name: &RepositoryName,
+    session: Session,
+    digest: &Digest,
+    incoming: Incoming,
+) -> Answer {
+    let id = session.id;
+    let upload = receiving(app, name, &session)?;
+    let chunk = upload.begin(content_range(call)?, call.content_length())?;
+    let _active = app.active.enter(call.peer, &app.config.uploads)?;
+    let mut version = session.durable.as_ref().map(|durable| durable.version);
+    let offset = chunk.offset();
+    let mut receiver = match open(app, session, Some(digest.algorithm())).await {
+        Ok(receiver) => receiver,
+        // The bytes were made a blob before the database could be told.
+        Err(Opening::Gone) if app.store.is_committed(id, digest, offset).await? => {
+            return commit(app, call, name, id, digest, offset).await;
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let received = receive(app, chunk, incoming, &mut receiver, Some((name, &mut version))).await?;
+    let upload = match received {
+        Received::Whole(upload) => upload,
+        Received::Broken(failure) => {
+            // The client may go on from here.
+            if receiver.offset() > offset {
+                save(app, name, id, &mut receiver, &mut version).await?;
+            }
+            return Err(failure);
+        }
+    };
+    let size = upload.offset();
+    match receiver.finish(digest).await {
+        Ok(finished) => app.metrics.rehashed(finished.bytes_rehashed),
+        Err(FinishError::Mismatch { computed }) => {
+            // Bytes that are not what they should be are of no use to anybody.
+            if version.is_some() {
+                app.db.cancel_upload(id, name, app.now_ms()).await?;
+            }
+            let failure = Failure::new(
+                ErrorCode::DigestInvalid,
+                format!("the digest of the {size} bytes is {computed}, not {digest}"),
+            );
+            return Err(failure.detail(serde_json::json!({ "digest": computed.to_string() })));
+        }
+        Err(FinishError::Store(error)) => return Err(error.into()),
+        Err(error) => {
+            tracing::error!(%error, "an upload cannot be ended");
+            return Err(Failure::new(ErrorCode::Unknown, "the upload cannot be ended"));
+        }
+    }
+    // The bytes are durable: that is what `committed` may be said after, when the row is there too.
+    let verified =
+        upload.finish(digest, digest.clone()).map_err(|error| Failure::new(error.code(), error.to_string()))?;
+    let answer = commit(app, call, name, id, digest, verified.size_bytes()).await?;
+    let _committed = verified.committed();
+    Ok(answer)
+}
+
+/// The blob becomes visible.
+async fn commit(app: &App, call: &Call, name: &RepositoryName, id: UploadId, digest: &Digest, size: u64) -> Answer {
+    let now = app.now_ms();
+    let entry = crate::records::blob_entry(id, digest, size);
+    let blob = NewBlob {
+        repository: name,
+        digest,
+        size,
+        key: id,
+        entry: &entry,
+        now_ms: now,
+        leased_until_ms: now + app.lease_ms(),
+    };
+    match app.db.commit_blob(&blob).await? {
+        BlobCommit::Stored(linked) => app.cache.changed(linked.repository),
+        BlobCommit::Existed(linked) => {
+            app.cache.changed(linked.repository);
+            // Our bytes are one copy too many; the removal is written down already.
+            app.removals_wanted();
+        }
+        BlobCommit::Over => {
+            app.removals_wanted();
+            return Err(Failure::new(ErrorCode::BlobUploadUnknown, "this upload has ended already"));
+        }
+    }
+    app.metrics.stored(size);
+    Ok(created(app, call, name, digest))
+}
+
+// === the session ===
+
+/// Whether the text names a session of ours in this repository.
+fn verified(app: &App, name: &RepositoryName, text: &str) -> Option<(UploadId, Algorithm)> {
+    let (signed, algorithm) = match text.strip_suffix(SHA512_SUFFIX) {
+        Some(signed) => (signed, Algorithm::Sha512),
+        None => (text, Algorithm::Sha256),
+    };
+    Some((app.upload_key.verify(name, signed)?, algorithm))
+}
+
+async fn session(app: &App, name: &RepositoryName, text: &str) -> Result<Session, Failure> {
+    let unknown = || Failure::new(ErrorCode::BlobUploadUnknown, "there is no such upload");
+    let (id, algorithm) = verified(app, name, text).ok_or_else(unknown)?;
+    match app.db.upload(id).await? {
+        Some(row) if row.status != UploadStatus::Open => Err(unknown()),
+        Some(row) => {
+            let checkpoint = serde_json::from_str(&row.state).map_err(|error| {
+                tracing::error!(%error, %id, "the checkpoint of an upload cannot be read");
+                unknown()
+            })?;
+            Ok(Session { id, algorithm, durable: Some(Durable { version: row.version, checkpoint }) })
+        }
+        None if app.is_expired(id) => Err(unknown()),
+        None => Ok(Session { id, algorithm, durable: None }),
+    }
+}
+
+fn receiving(app: &App, name: &RepositoryName, session: &Session) -> Result<Upload<Receiving>, Failure> {
+    let max = app.config.uploads.max_size.as_u64();
+    Ok(match &session.durable {
+        Some(durable) => Upload::resume(name.clone(), session.id, max, durable.checkpoint.offset)?,
+        None => Upload::new(name.clone(), session.id, max).receive(),
+    })
+}
+
+/// Why the bytes of an upload cannot be written to.
+enum Opening {
+    /// They are not there any more.
+    Gone,
+    Failed(Failure),
+}
+
+impl From<Opening> for Failure {
+    fn from(opening: Opening) -> Self {
+        match opening {
+            Opening::Gone => Self::new(ErrorCode::BlobUploadUnknown, "there is no such upload"),
+            Opening::Failed(failure) => failure,
+        }
+    }
+}
+
+/// Opens the bytes for writing on. `last` is the algorithm of the digest, when this is the last request.
+async fn open(app: &App, session: Session, last: Option<Algorithm>) -> Result<Receiver, Opening> {
+    let opened = match &session.durable {
+        Some(durable) => resume(app, session.id, &durable.checkpoint).await,
+        None => begin_bytes(app, session.id, last.unwrap_or(session.algorithm)).await,
+    };
+    opened.map_err(|error| match error {
+        StoreError::NotFound { .. } => Opening::Gone,
+        error => Opening::Failed(error.into()),
+    })
+}
+
+async fn resume(app: &App, id: UploadId, checkpoint: &Checkpoint) -> Result<Receiver, StoreError> {
+    let writer = app.store.resume(id, &checkpoint.writer).await?;
+    Receiver::resume(writer, checkpoint)
+}
+
+async fn begin_bytes(app: &App, id: UploadId, algorithm: Algorithm) -> Result<Receiver, StoreError> {
+    let hash = RunningHash::new(algorithm)?;
+    Ok(Receiver::new(app.store.begin(id).await?, hash, 0))
+}
+
+// === receiving ===
+
+/// Takes the body of a request, as much of it as is allowed.
+async fn receive(
+    app: &App,
+    mut chunk: Upload<Chunk>,
+    incoming: Incoming,
+    receiver: &mut Receiver,
+    mut save_to: Option<(&RepositoryName, &mut Option<i64>)>,
+) -> Result<Received, Failure> {
+    let limits = &app.config.uploads;
+    let mut body = BodyStream::new(incoming);
+    let mut unsaved = 0;
+    loop {
+        let frame = match tokio::time::timeout(limits.stall_timeout, body.next()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(error))) => {
+                let failure = Failure::new(ErrorCode::BlobUploadInvalid, format!("the body broke off: {error}"));
+                return Ok(Received::Broken(failure));
+            }
+            Ok(None) => break,
+            Err(_) => {
+                let failure =
+                    Failure::with_status(408, ErrorCode::BlobUploadInvalid, "nothing of the body came for too long");
+                return Ok(Received::Broken(failure));
+            }
+        };
+        // Trailers say nothing here.
+        let Ok(bytes) = frame.into_data() else { continue };
+        chunk.take(bytes.len() as u64)?;
+        unsaved += bytes.len() as u64;
+        push(receiver, bytes).await?;
+        if unsaved >= limits.checkpoint_every.as_u64()
+            && let Some((name, version)) = &mut save_to
+        {
+            save(app, name, chunk.id(), receiver, version).await?;
+            unsaved = 0;
+        }
+    }
+    Ok(Received::Whole(chunk.end()?))
+}
+
+async fn push(receiver: &mut Receiver, bytes: Bytes) -> Result<(), Failure> {
+    receiver.push(bytes).await.map_err(Failure::from)
+}
+
+fn content_range(call: &Call) -> Result<Option<ContentRange>, Failure> {
+    let Some(text) = call.parts.headers.get(CONTENT_RANGE) else { return Ok(None) };
+    let parsed = text.to_str().ok().map(ContentRange::parse);
+    match parsed {
+        Some(Ok(range)) => Ok(Some(range)),
+        _ => Err(Failure::with_status(416, ErrorCode::BlobUploadInvalid, "Content-Range is written first-last")),
+    }
+}
+
+// === answers ===
+
+fn accepted(app: &App, call: &Call, name: &RepositoryName, session: &str, id: UploadId, offset: u64) -> Response<Body> {
+    let mut response = empty(StatusCode::ACCEPTED);
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, locations::upload(app, call, name, session));
+    headers.insert(RANGE, value(oci::upload::range_header(offset)));
+    headers.insert(UPLOAD_UUID, value(id.to_string()));
+    response
+}
+
+fn created(app: &App, call: &Call, name: &RepositoryName, digest: &Digest) -> Response<Body> {
+    let mut response = empty(StatusCode::CREATED);
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, locations::blob(app, call, name, digest));
+    headers.insert(CONTENT_DIGEST, value(digest.to_string()));
+    response
+}

@@ -1,0 +1,99 @@
+//! What the store is told besides bytes, so that the database can be rebuilt from it.
+
+use blobs::{ManifestRecord, RecordId, StoreEntry, TagRecord, TagRecordName};
+use db::{ChangeId, ManifestRow, TagMove, TagRow};
+use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
+
+use crate::app::App;
+
+/// The record of a manifest that is about to be pushed.
+pub(crate) struct Record {
+    pub(crate) manifest: ManifestRecord,
+    /// Its name, as the database keeps it.
+    pub(crate) name: String,
+    /// How a removal of it is written down.
+    pub(crate) entry: String,
+}
+
+impl Record {
+    pub(crate) fn new(app: &App, repository: &RepositoryName, manifest: &Manifest, digest: &Digest) -> Self {
+        let id = RecordId::random();
+        let manifest = ManifestRecord {
+            id,
+            repository: repository.clone(),
+            digest: digest.clone(),
+            media_type: manifest.media_type().to_owned(),
+            time_ms: app.now_ms().unsigned_abs(),
+            bytes: manifest.raw().clone(),
+        };
+        Self { manifest, name: id.to_string(), entry: StoreEntry::ManifestRecord(id).to_string() }
+    }
+}
+
+/// Takes back the record of a manifest that was not accepted. If it stays, the scrub finds it.
+pub(crate) async fn withdraw(app: &App, record: &Record) {
+    for (entry, result) in app.store.remove(&[StoreEntry::ManifestRecord(record.manifest.id)]).await {
+        if let Err(error) = result {
+            tracing::warn!(%entry, %error, "a record could not be taken back");
+        }
+    }
+}
+
+/// The record of a tag that was moved.
+pub(crate) fn tag(app: &App, repository: &RepositoryName, digest: &Digest, moved: &TagMove) -> TagRecord {
+    TagRecord {
+        repository: repository.clone(),
+        tag: moved.tag.clone(),
+        digest: digest.clone(),
+        change: change_number(moved.change),
+        time_ms: app.now_ms().unsigned_abs(),
+    }
+}
+
+/// Writes the record of a manifest that has none; the database has all it takes.
+pub(crate) async fn rewrite_manifest(app: &App, row: &ManifestRow) -> anyhow::Result<()> {
+    let reference = Reference::Digest(row.digest.clone());
+    let Some(stored) = app.db.manifest(row.repository, &reference).await? else { return Ok(()) };
+    let record = ManifestRecord {
+        id: row.record.parse()?,
+        repository: row.repository_name.clone(),
+        digest: row.digest.clone(),
+        media_type: row.media_type.clone(),
+        time_ms: row.created_ms.unsigned_abs(),
+        bytes: stored.content,
+    };
+    Ok(app.store.put_manifest_record(&record).await?)
+}
+
+/// Writes the record of a tag that has none.
+pub(crate) async fn rewrite_tag(app: &App, row: &TagRow) -> anyhow::Result<()> {
+    let record = TagRecord {
+        repository: row.repository_name.clone(),
+        tag: row.tag.clone(),
+        digest: row.digest.clone(),
+        change: change_number(row.change),
+        time_ms: row.at_ms.unsigned_abs(),
+    };
+    Ok(app.store.put_tag_record(&record).await?)
+}
+
+/// How the removal of a tag's record is written down.
+pub(crate) fn tag_entry(repository: &RepositoryName, tag: &TagName, change: ChangeId) -> String {
+    StoreEntry::TagRecord(TagRecordName::new(repository, tag, change_number(change))).to_string()
+}
+
+/// How the removal of a manifest's record is written down, from the name the database keeps.
+pub(crate) fn manifest_entry(name: &str) -> String {
+    // A name we wrote; were it another, the removal would be logged as one that cannot be read.
+    format!("manifest/{name}")
+}
+
+/// How the removal of a blob is written down.
+pub(crate) fn blob_entry(key: oci::upload::UploadId, digest: &Digest, size: u64) -> String {
+    StoreEntry::Blob(blobs::StoredBlob { key, digest: digest.clone(), size }).to_string()
+}
+
+/// Changes are numbered from 1 on.
+const fn change_number(change: ChangeId) -> u64 {
+    change.0.unsigned_abs()
+}

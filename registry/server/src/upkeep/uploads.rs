@@ -1,0 +1,83 @@
+//! Forgets uploads that nobody goes on with, and takes back their space.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use blobs::{Checkpoint, StoreError, WriterState};
+use db::{DbError, UploadRow};
+use oci::upload::UploadId;
+
+use crate::app::App;
+
+/// How often is looked for them.
+const INTERVAL: Duration = Duration::from_secs(60);
+const BATCH: u64 = 100;
+
+pub(super) async fn run(app: Arc<App>) {
+    loop {
+        if let Err(error) = expired(&app).await {
+            tracing::warn!(%error, "old uploads cannot be read");
+        }
+        match left_behind(&app).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "took back the space of broken uploads"),
+            Err(error) => tracing::warn!(reason = error, "the space of broken uploads cannot be taken back"),
+        }
+        tokio::time::sleep(INTERVAL.min(app.config.uploads.expiry)).await;
+    }
+}
+
+/// Uploads that have a row.
+async fn expired(app: &App) -> Result<(), DbError> {
+    let before = app.now_ms() - expiry_ms(app);
+    loop {
+        let rows = app.db.expired_uploads(before, BATCH).await?;
+        let mut forgotten = 0;
+        for row in &rows {
+            if discard(app, row.id, state(row).as_ref()).await && app.db.forget_upload(row.id, before).await? {
+                forgotten += 1;
+            }
+        }
+        if forgotten == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// What uploads without a row left behind: their process was killed, or their client went away before anything was kept.
+pub(crate) async fn left_behind(app: &App) -> Result<u64, String> {
+    let found = app.store.list_uploads().await.map_err(|error| error.to_string())?;
+    let before = (app.now_ms() - expiry_ms(app)).unsigned_abs();
+    let old: Vec<UploadId> =
+        found.entries.iter().filter(|upload| upload.modified_ms < before).map(|upload| upload.id).collect();
+    let mut count = 0;
+    for ids in old.chunks(BATCH as usize) {
+        let known = app.db.known_uploads(ids).await.map_err(|error| error.to_string())?;
+        for id in ids.iter().filter(|id| !known.contains(id)) {
+            if discard(app, *id, None).await {
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn state(row: &UploadRow) -> Option<WriterState> {
+    serde_json::from_str::<Checkpoint>(&row.state).ok().map(|checkpoint| checkpoint.writer)
+}
+
+async fn discard(app: &App, id: UploadId, state: Option<&WriterState>) -> bool {
+    match app.store.discard(id, state).await {
+        Ok(()) => true,
+        // Somebody goes on with it at this moment.
+        Err(StoreError::Busy) => false,
+        Err(error) => {
+            tracing::warn!(%id, %error, "an upload cannot be discarded");
+            false
+        }
+    }
+}
+
+fn expiry_ms(app: &App) -> i64 {
+    i64::try_from(app.config.uploads.expiry.as_millis()).unwrap_or(i64::MAX / 4)
+}

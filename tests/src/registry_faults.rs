@@ -1,0 +1,32 @@
+//! When the registry goes wrong: killed, its disk full or failing, its database or storage gone, its clients bad.
+//!
+//! What the cases have in common is here and in the modules without cases: HTTP by hand, what is pushed, servers, strace,
+//! a proxy that makes trouble. Everything is on addresses of the loopback network, so that most of it needs no root.
+
+mod bad_clients;
+pub(crate) mod content;
+mod disks;
+mod durability;
+pub(crate) mod http;
+mod outages;
+mod proxy;
+mod recovery;
+mod resume;
+pub(crate) mod site;
+mod trace;
+mod visibility;
+
+use crate::runner::Case;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let suites = [
+        durability::cases(),
+        resume::cases(),
+        recovery::cases(),
+        disks::cases(),
+        outages::cases(),
+        bad_clients::cases(),
+        visibility::cases(),
+    ];
+    suites.into_iter().flatten().collect()
+}
