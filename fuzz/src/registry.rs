@@ -1,5 +1,5 @@
-//! What the fuzz targets of the registry's protocol do. Each takes any bytes, must not panic, and checks what has to hold
-//! for all input.
+//! What the fuzz targets of the registry's protocol do. Each takes any bytes, must not panic, and checks what has to
+//! hold for all input.
 
 use std::collections::HashSet;
 

@@ -11,7 +11,7 @@ use blobs::{
     BlobBody, Checkpoint, FoundBlob, Receiver, RunningHash, S3Config, Shard, Store, StoreConfig, StoreKind, StoredBlob,
 };
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use harness::{Host, Run, S3Kind, S3Server};
 use oci::upload::UploadId;
 use proto::{Algorithm, ByteRange, Digest};
@@ -230,8 +230,8 @@ pub(crate) async fn read(store: &Store, blob: &StoredBlob, range: Option<(u64, u
 /// All blobs, and all strangers among them.
 pub(crate) async fn all_blobs(store: &Store) -> Result<(Vec<FoundBlob>, Vec<String>)> {
     let (mut blobs, mut strangers) = (Vec::new(), Vec::new());
-    for shard in Shard::all() {
-        let listing = store.list_blobs(shard).await?;
+    let listings = stream::iter(Shard::all()).map(|shard| store.list_blobs(shard)).buffer_unordered(16);
+    for listing in listings.try_collect::<Vec<_>>().await? {
         blobs.extend(listing.entries);
         strangers.extend(listing.strangers);
     }

@@ -98,8 +98,8 @@ impl ErrorCode {
         }
     }
 
-    /// The HTTP status that usually goes with it. Where another one fits better (413 for a manifest that is too large), the
-    /// error that says so has a `status` of its own.
+    /// The HTTP status that usually goes with it. Where another one fits better (413 for a manifest that is too large),
+    /// the error that says so has a `status` of its own.
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {

@@ -1,19 +1,21 @@
 //! The language of the OCI distribution protocol.
 //!
-//! Everything a registry has to understand before it touches a byte of storage: whose repository, which reference, what a
-//! manifest needs, where an upload stands, which error the specification has for it.
+//! Everything a registry has to understand before it touches a byte of storage: whose repository, which reference, what
+//! a manifest needs, where an upload stands, which error the specification has for it.
 //!
-//! Read first: [`route::parse`] (what a path asks for), [`Manifest`] (what was pushed), [`upload::Upload`] (a blob on its
-//! way in), [`ErrorCode`] (how the answer says no).
+//! Read first: [`route::parse`] (what a path asks for), [`Manifest`] (what was pushed), [`upload::Upload`] (a blob on
+//! its way in), [`ErrorCode`] (how the answer says no).
 //!
-//! **Not here:** HTTP, storage, SQL, who may do what. No IO, no clock, no randomness: times and random bytes are arguments, and
-//! `./dev check purity` refuses a runtime among the dependencies.
+//! **Not here:** HTTP, storage, SQL, who may do what. No IO, no clock, no randomness: times and random bytes are
+//! arguments, and `./dev check purity` refuses a runtime among the dependencies.
 //!
 //! Invariants:
-//! - A value of a type of this crate is valid. [`RepositoryName`], [`TagName`] and [`Digest`] are parsed once, at the edge.
+//! - A value of a type of this crate is valid. [`RepositoryName`], [`TagName`] and [`Digest`] are parsed once, at the
+//!   edge.
 //! - Raw bytes are the truth. A [`Manifest`] keeps them as they came; what was parsed stands beside them and is never
 //!   written back.
-//! - Nothing that comes from a stranger makes this crate panic, recurse without a bound or keep more than the limits say.
+//! - Nothing that comes from a stranger makes this crate panic, recurse without a bound or keep more than the limits
+//!   say.
 //! - Registry digests are SHA-256 and SHA-512; the other algorithms of crate `proto` are refused here.
 //!
 //! Nothing in here outlives the process, so a crash loses nothing.

@@ -61,8 +61,8 @@ pub struct BlobRef<'m> {
     pub digest: &'m Digest,
     /// The size its first descriptor gives. Nobody has compared it with the blob's.
     pub size_bytes: u64,
-    /// Whether it has to be there when the manifest is pushed. Layers that clients get elsewhere need not, but if they are there, they
-    /// belong to the manifest like all others.
+    /// Whether it has to be there when the manifest is pushed. Layers that clients get elsewhere need not, but if they
+    /// are there, they belong to the manifest like all others.
     pub required: bool,
 }
 
@@ -141,12 +141,13 @@ impl Default for ManifestLimits {
 impl Manifest {
     /// Reads a manifest. `content_type` is the request's header; parameters in it do not matter.
     ///
-    /// Header and field `mediaType` must agree when both are there. Without both, what it is made of decides, as the OCI
-    /// image specification has it. Fields that are not known are ignored. `null` is as good as no field, because that is how Go writes
-    /// an empty list.
+    /// Header and field `mediaType` must agree when both are there. Without both, what it is made of decides, as the
+    /// OCI image specification has it. Fields that are not known are ignored. `null` is as good as no field, because
+    /// that is how Go writes an empty list.
     ///
-    /// Refused is what different readers would read differently: a known field twice, a field whose name differs from a known one in case only (Go's
-    /// parser takes it), an annotation twice, fields of an image and of an index in one manifest.
+    /// Refused is what different readers would read differently: a known field twice, a field whose name differs from a
+    /// known one in case only (Go's parser takes it), an annotation twice, fields of an image and of an index in one
+    /// manifest.
     ///
     /// # Errors
     /// [`InvalidManifest`] names the field where that is possible.
@@ -221,7 +222,8 @@ impl Manifest {
         self.subject.as_ref()
     }
 
-    /// What it is for, as lists of referrers have it: its `artifactType`, and for an image without one its configuration's type.
+    /// What it is for, as lists of referrers have it: its `artifactType`, and for an image without one its
+    /// configuration's type.
     #[must_use]
     pub fn artifact_type(&self) -> Option<&str> {
         let own = self.artifact_type.as_deref();
@@ -245,7 +247,8 @@ impl Manifest {
 
     /// The blobs it names, each digest once, in their order.
     ///
-    /// An index names manifests, but build caches put blobs into it. So an entry that is no manifest by its media type is a blob.
+    /// An index names manifests, but build caches put blobs into it. So an entry that is no manifest by its media type
+    /// is a blob.
     #[must_use]
     pub fn blobs(&self) -> Vec<BlobRef<'_>> {
         let named = match &self.kind {

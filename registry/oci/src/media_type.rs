@@ -75,7 +75,8 @@ pub fn is_nondistributable(media_type: &str) -> bool {
     .contains(&media_type)
 }
 
-/// A media type as a `Content-Type` header has it: without parameters, and without the letter case that does not matter.
+/// A media type as a `Content-Type` header has it: without parameters, and without the letter case that does not
+/// matter.
 #[must_use]
 pub(crate) fn essence(header: &str) -> String {
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()

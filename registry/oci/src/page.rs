@@ -58,8 +58,8 @@ impl Page {
 
     /// The value of the `Link` header to the page after this one: `</v2/a/tags/list?n=2&last=b>; rel="next"`.
     ///
-    /// `path` is where the list is: a path, or a whole URL without query. `last` is the last entry of this page. `more` are parameters that
-    /// have to be kept, such as `artifactType`.
+    /// `path` is where the list is: a path, or a whole URL without query. `last` is the last entry of this page. `more`
+    /// are parameters that have to be kept, such as `artifactType`.
     #[must_use]
     pub fn next(&self, path: &str, last: &str, more: &[(&str, &str)]) -> String {
         let mut link = format!("<{path}?n={}&last={}", self.n, utf8_percent_encode(last, VALUE));

@@ -11,7 +11,8 @@ pub const PARAMS_MAX: usize = 256;
 
 /// The parameters of a URL's query, decoded, in their order.
 ///
-/// A `+` stays a `+`: no parameter of the protocol has spaces, and `artifactType=application/vnd.example+json` is what people type.
+/// A `+` stays a `+`: no parameter of the protocol has spaces, and `artifactType=application/vnd.example+json` is what
+/// people type.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query<'q>(Vec<(Cow<'q, str>, Cow<'q, str>)>);
 

@@ -37,7 +37,8 @@ pub fn subject_of_fallback_tag(tag: &TagName) -> Option<SubjectPrefix> {
     right.then(|| SubjectPrefix { algorithm, hex: hex.to_owned() })
 }
 
-/// The body of a list of referrers: an OCI index of these descriptors, in their order. With `artifact_type` only of those that have it.
+/// The body of a list of referrers: an OCI index of these descriptors, in their order. With `artifact_type` only of
+/// those that have it.
 #[must_use]
 pub fn index<'d>(descriptors: impl IntoIterator<Item = &'d Descriptor>, artifact_type: Option<&str>) -> Vec<u8> {
     #[derive(Serialize)]

@@ -1,7 +1,7 @@
 //! What a path asks for.
 //!
-//! Names have slashes in them, and may have parts that are words of the protocol: `a/manifests/blobs` is a repository. So a path is read from its end:
-//! the last part, then the word before it, and what is left is the name.
+//! Names have slashes in them, and may have parts that are words of the protocol: `a/manifests/blobs` is a repository.
+//! So a path is read from its end: the last part, then the word before it, and what is left is the name.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -118,8 +118,8 @@ impl fmt::Display for Route {
 /// Reads the path of a URL, still percent-encoded, without its query.
 ///
 /// # Errors
-/// When it is no path of the protocol, or one of its parts is malformed. What is percent-encoded is decoded first; a `/` that comes out of it
-/// is not a separator, and so never right.
+/// When it is no path of the protocol, or one of its parts is malformed. What is percent-encoded is decoded first; a
+/// `/` that comes out of it is not a separator, and so never right.
 pub fn parse(path: &str) -> Result<Route, RouteError> {
     let rest = match path.strip_prefix("/v2") {
         Some("" | "/") => return Ok(Route::Base),

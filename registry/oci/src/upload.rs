@@ -1,7 +1,7 @@
 //! A blob on its way in.
 //!
-//! An upload's URL ends in its id and a keyed hash over it ([`UploadKey`]), so every process knows a real one without having seen it. What may
-//! happen to an upload, and in which order, is [`Upload`].
+//! An upload's URL ends in its id and a keyed hash over it ([`UploadKey`]), so every process knows a real one without
+//! having seen it. What may happen to an upload, and in which order, is [`Upload`].
 
 mod content_range;
 mod id;

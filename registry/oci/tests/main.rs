@@ -3,3 +3,4 @@
 mod fuzzed;
 mod manifest;
 mod properties;
+mod uploads;

@@ -1,6 +1,7 @@
 //! Manifests: those that clients and the conformance suite push, and those that nobody should.
 //!
-//! The files in `samples/` without `docker`, `build` or `schema1` in their name are what the suite pushes, byte for byte.
+//! The files in `samples/` without `docker`, `build` or `schema1` in their name are what the suite pushes, byte for
+//! byte.
 
 use bytes::Bytes;
 use oci::{
@@ -398,7 +399,10 @@ fn errors_are_short() {
 #[test]
 fn layers_that_lie_elsewhere() {
     let (one, two) = ("1".repeat(64), "2".repeat(64));
-    let layer = |hex: &str, media_type: &str, urls: &[&str]| json!({"mediaType": media_type, "digest": format!("sha256:{hex}"), "size": 9, "urls": urls});
+    let layer = |hex: &str, media_type: &str, urls: &[&str]| {
+        let digest = format!("sha256:{hex}");
+        json!({"mediaType": media_type, "digest": digest, "size": 9, "urls": urls})
+    };
     let mut image = image();
     image["layers"] = json!([
         layer(&one, media_type::OCI_LAYER_NONDISTRIBUTABLE_ZSTD, &[]),

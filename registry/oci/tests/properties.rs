@@ -1,4 +1,4 @@
-//! What holds for all names, queries, manifests and uploads.
+//! What holds for all names, paths, queries, pages and manifests.
 
 use std::sync::LazyLock;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use oci::page::Page;
 use oci::range::{self, Selection};
 use oci::route::{self, Route};
-use oci::upload::{ContentRange, Receiving, Refused, Upload, UploadId, UploadKey};
+use oci::upload::{UploadId, UploadKey};
 use oci::{
     Algorithm, Descriptor, Digest, Kind, Manifest, ManifestLimits, Query, Reference, RepositoryName, TagName,
     media_type, parse_digest, referrers,
@@ -122,7 +122,11 @@ proptest! {
             if words.contains(&part) {
                 return part.to_owned();
             }
-            part.bytes().map(|b| if *turns.next().expect("cycles") { format!("%{b:02X}") } else { char::from(b).to_string() }).collect()
+            let encode = |b: u8| match turns.next().expect("cycles") {
+                true => format!("%{b:02X}"),
+                false => char::from(b).to_string(),
+            };
+            part.bytes().map(encode).collect()
         });
         prop_assert_eq!(route::parse(&encoded.collect::<Vec<_>>().join("/")), Ok(found));
     }
@@ -146,7 +150,11 @@ proptest! {
 
     /// Following the links visits every entry once, in order, whatever the size of a page.
     #[test]
-    fn pages_are_the_whole_list(tags in proptest::collection::btree_set(tag(), 0..30), n in 1usize..8, cap in 1usize..8) {
+    fn pages_are_the_whole_list(
+        tags in proptest::collection::btree_set(tag(), 0..30),
+        n in 1usize..8,
+        cap in 1usize..8,
+    ) {
         let all: Vec<_> = tags.iter().map(TagName::as_str).collect();
         let (mut seen, mut query) = (Vec::new(), format!("n={n}"));
         loop {
@@ -177,7 +185,14 @@ proptest! {
     }
 
     #[test]
-    fn upload_ids_round_trip(now_ms in 0u64..1 << 48, later in 1u64..1000, random in any::<[u8; 10]>(), key in any::<[u8; 32]>(), name in name(), other in name()) {
+    fn upload_ids_round_trip(
+        now_ms in 0u64..1 << 48,
+        later in 1u64..1000,
+        random in any::<[u8; 10]>(),
+        key in any::<[u8; 32]>(),
+        name in name(),
+        other in name(),
+    ) {
         let (id, key) = (UploadId::new(now_ms, random), UploadKey::new(key));
         prop_assert_eq!(id.created_ms(), now_ms);
         prop_assert_eq!(id.to_string().parse(), Ok(id));
@@ -185,7 +200,8 @@ proptest! {
         let session = key.sign(&name, id);
         prop_assert_eq!(key.verify(&name, &session), Some(id));
         prop_assert_eq!(key.verify(&other, &session), (other == name).then_some(id));
-        prop_assert_eq!(route::parse(&format!("/v2/{name}/blobs/uploads/{session}")), Ok(Route::Upload { name, session }));
+        let path = format!("/v2/{name}/blobs/uploads/{session}");
+        prop_assert_eq!(route::parse(&path), Ok(Route::Upload { name, session }));
     }
 
     #[test]
@@ -196,8 +212,11 @@ proptest! {
         annotations in proptest::collection::btree_map("\\PC{0,6}", "\\PC{0,6}", 0..3),
         pretty in any::<bool>(),
     ) {
-        let image = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers, "subject": subject, "annotations": annotations});
-        let index = serde_json::json!({"schemaVersion": 2, "manifests": layers, "subject": subject, "annotations": annotations});
+        let common = serde_json::json!({"schemaVersion": 2, "subject": subject, "annotations": annotations});
+        let (mut image, mut index) = (common.clone(), common);
+        image["config"] = serde_json::json!(config);
+        image["layers"] = serde_json::json!(layers);
+        index["manifests"] = serde_json::json!(layers);
         let write = |value| if pretty { serde_json::to_vec_pretty(&value) } else { serde_json::to_vec(&value) };
         let parse = |raw: Vec<u8>| Manifest::parse(raw.into(), None, &ManifestLimits::default());
         let raw = write(image).expect("JSON");
@@ -216,131 +235,5 @@ proptest! {
     fn only_two_algorithms(text in "(sha256|sha512|md5|blake3|sha384|SHA256):[0-9a-f]{32}([0-9a-f]{32}([0-9a-f]{64})?)?") {
         let right = matches!((text.split_once(':').expect("a colon").0, text.len()), ("sha256", 71) | ("sha512", 135));
         prop_assert_eq!(parse_digest(&text).is_ok(), right);
-    }
-}
-
-/// What a client may do to an upload.
-#[derive(Clone, Debug)]
-enum Request {
-    /// `PATCH` with a range that starts so far from where it should, a length, and the sizes of the body's parts.
-    Chunk { range: Option<(i64, u64)>, length: Option<u64>, parts: Vec<u64>, breaks: bool },
-    /// `PUT`.
-    Finish { right: bool },
-}
-
-fn request() -> impl Strategy<Value = Request> {
-    let range = proptest::option::of((prop_oneof![4 => Just(0i64), 1 => -3i64..4], 0u64..12));
-    let length = proptest::option::of(0u64..12);
-    let parts = proptest::collection::vec(prop_oneof![9 => 0u64..5, 1 => any::<u64>()], 0..4);
-    prop_oneof![
-        6 => (range, length, parts, prop::bool::weighted(0.2)).prop_map(|(range, length, parts, breaks)| Request::Chunk { range, length, parts, breaks }),
-        1 => any::<bool>().prop_map(|right| Request::Finish { right }),
-    ]
-}
-
-/// The content is a known sequence of bytes; what arrived is a prefix of it, or the state machine let something through.
-fn content(from: u64, count: u64) -> impl Iterator<Item = u8> {
-    (from..from + count).map(|at| u8::try_from(at % 251).expect("below 251"))
-}
-
-proptest! {
-    /// Whatever requests come, in whatever order: the bytes are a prefix of the content without gap or overlap, never more than
-    /// the limit, and only the right digest ends it.
-    #[test]
-    fn uploads_hold_what_was_sent(requests in proptest::collection::vec(request(), 0..25), limit in 0u64..60) {
-        let (repository, id): (RepositoryName, _) = ("a/b".parse().expect("a name"), UploadId::new(1, [0; 10]));
-        // What the store keeps between requests.
-        let mut durable: Vec<u8> = Vec::new();
-        let mut upload: Upload<Receiving> = Upload::new(repository.clone(), id, limit).receive();
-        for request in requests {
-            let offset = upload.offset();
-            prop_assert_eq!(offset, durable.len() as u64);
-            prop_assert!(offset <= limit);
-            // Another process may go on from what is durable.
-            let resume = || Upload::resume(repository.clone(), id, limit, offset).expect("within the limit");
-            match request {
-                Request::Chunk { range, length, parts, breaks } => {
-                    let range = range.and_then(|(shift, len)| {
-                        let start = offset.checked_add_signed(shift)?;
-                        let end = (start + len).checked_sub(1)?;
-                        Some(ContentRange::parse(&format!("{start}-{end}")).expect("a range"))
-                    });
-                    let in_order = range.is_none_or(|range| range.start() == offset);
-                    let differ = range.is_some_and(|range| length.is_some_and(|length| length != range.len()));
-                    let announced = length.or_else(|| range.map(ContentRange::len));
-                    let mut chunk = match upload.begin(range, length) {
-                        Ok(chunk) => {
-                            prop_assert!(in_order && !differ && announced.is_none_or(|announced| offset + announced <= limit));
-                            chunk
-                        }
-                        Err(refused) => {
-                            let why = match refused {
-                                Refused::OutOfOrder { .. } => !in_order && refused.status() == 416,
-                                Refused::LengthDiffers { .. } => in_order && differ,
-                                Refused::TooLarge { .. } => announced.is_some_and(|announced| offset + announced > limit),
-                                _ => false,
-                            };
-                            prop_assert!(why, "{refused:?}");
-                            upload = resume();
-                            continue;
-                        }
-                    };
-                    let (mut body, mut refusal) = (Vec::new(), None);
-                    for part in parts {
-                        match chunk.take(part) {
-                            Ok(()) => body.extend(content(offset + body.len() as u64, part)),
-                            Err(refused) => {
-                                let taken = body.len() as u64;
-                                let why = match refused {
-                                    Refused::TooLong { announced } => part > announced - taken,
-                                    Refused::TooLarge { .. } => part > limit - offset - taken,
-                                    _ => false,
-                                };
-                                prop_assert!(why, "{refused:?}");
-                                refusal = Some(refused);
-                                break;
-                            }
-                        }
-                        prop_assert_eq!(chunk.offset(), offset + body.len() as u64);
-                    }
-                    if breaks || refusal.is_some() {
-                        upload = chunk.abandon();
-                        continue;
-                    }
-                    match chunk.end() {
-                        Ok(next) => {
-                            prop_assert!(announced.is_none_or(|announced| announced == body.len() as u64));
-                            durable.extend(body);
-                            upload = next;
-                        }
-                        Err(refused) => {
-                            let short = matches!(refused, Refused::TooShort { .. });
-                            prop_assert!(short);
-                            prop_assert!(announced.is_some_and(|announced| announced > body.len() as u64));
-                            upload = resume();
-                        }
-                    }
-                }
-                Request::Finish { right } => {
-                    let found = Digest::of(Algorithm::Sha256, &durable);
-                    let expected = if right { found.clone() } else { Digest::of(Algorithm::Sha256, b"something else") };
-                    match upload.finish(&expected, found.clone()) {
-                        Ok(verified) => {
-                            prop_assert!(right);
-                            let committed = verified.committed();
-                            let whole: Vec<_> = content(0, committed.size_bytes()).collect();
-                            prop_assert_eq!(&durable, &whole);
-                            prop_assert_eq!(committed.digest(), &Digest::of(Algorithm::Sha256, &whole));
-                            return Ok(());
-                        }
-                        Err(mismatch) => {
-                            prop_assert!(!right);
-                            prop_assert_eq!((mismatch.expected, mismatch.found), (expected, found));
-                            upload = resume();
-                        }
-                    }
-                }
-            }
-        }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct App {
     pub(crate) upload_key: UploadKey,
     pub(crate) active: ActiveUploads,
     pub(crate) metrics: RegistryMetrics,
+    /// Requests that change something, which end in their own time.
+    pub(crate) changing: TaskTracker,
     gc: RwLock<GcConfig>,
     open_uploads: AtomicU64,
     /// There is something to remove.
@@ -66,6 +68,7 @@ impl App {
             gc: RwLock::new(config.gc.clone()),
             upload_key: UploadKey::new(bytes),
             active: ActiveUploads::default(),
+            changing: TaskTracker::new(),
             metrics: RegistryMetrics::new(metrics),
             open_uploads: AtomicU64::new(0),
             removals: Notify::new(),
@@ -209,6 +212,8 @@ pub async fn run(config: Config, context: service::Context<Config>) -> anyhow::R
     reloads.await;
     tasks.close();
     tasks.wait().await;
+    service::shutdown::drain(&app.changing, app.config.runtime.drain_timeout).await;
+    app.db.close().await;
     Ok(())
 }
 

@@ -13,11 +13,12 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::http::header::{ALLOW, CONTENT_LENGTH};
 use ::http::request::Parts;
 use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use oci::route::{self, Route};
 use oci::{ErrorCode, Query, RepositoryName};
@@ -36,7 +37,11 @@ const OCI_SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
 const OCI_TAG: HeaderName = HeaderName::from_static("oci-tag");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-/// One request whose caller may make it.
+/// Bytes of a body that are taken although nobody wants them, and for how long.
+const DRAIN_BYTES: usize = 16 * 1024 * 1024;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One request, and whoever makes it.
 pub(crate) struct Call {
     pub(crate) parts: Parts,
     pub(crate) peer: Option<Peer>,
@@ -65,18 +70,20 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Body> {
     let (parts, incoming) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().copied();
     let line = app.config.access_log.then(|| (parts.method.clone(), parts.uri.clone()));
-    let (operation, caller, answer) = match route::parse(parts.uri.path()) {
+    let mut caller = None;
+    let (operation, answer) = match route::parse(parts.uri.path()) {
         Ok(route) => {
             let operation = operation(&parts.method, &route);
             match app.access.caller(&parts.headers).await {
-                Ok(caller) => {
-                    let call = Call { parts, peer, caller: caller.clone() };
-                    (operation, Some(caller), dispatch(app, call, route, incoming).await)
+                Ok(named) => {
+                    caller = Some(named.clone());
+                    let call = Call { parts, peer, caller: named };
+                    (operation, answer(app, call, route, incoming).await)
                 }
-                Err(refusal) => (operation, None, Err(refusal.into())),
+                Err(refusal) => (operation, Err(refusal.into())),
             }
         }
-        Err(error) => ("none", None, Err(error.into())),
+        Err(error) => ("none", Err(error.into())),
     };
     let (mut response, code) = match answer {
         Ok(response) => (response, ""),
@@ -101,10 +108,45 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Body> {
             _ => None,
         };
         let (method, uri, status) = (method.as_str(), uri.to_string(), status.as_u16());
-        let (duration_ms, length) = (started.elapsed().as_secs_f64() * 1e3, response.body().len());
+        let duration_ms = started.elapsed().as_secs_f64() * 1e3;
         tracing::info!(target: "access", from, caller, method, uri, status, code, length, duration_ms);
     }
     response
+}
+
+/// Reads are answered where they came in. What changes something runs in a task of its own: a client that goes away must not
+/// end it between two steps that belong together.
+async fn answer(app: &Arc<App>, call: Call, route: Route, mut incoming: Incoming) -> Answer {
+    if call.is_read() {
+        return read(app, &call, &route).await;
+    }
+    let task = Arc::clone(app);
+    let task = app.changing.spawn(async move {
+        let answer = Box::pin(change(&task, &call, &route, &mut incoming)).await;
+        if answer.is_err() {
+            drain(incoming).await;
+        }
+        answer
+    });
+    task.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request broke off");
+        Err(Failure::new(ErrorCode::Unknown, "the request broke off inside"))
+    })
+}
+
+/// Takes what is left of a body that will not be used, within limits: a client that is still sending may not look at the answer before,
+/// and a connection that is closed on it would take the answer away.
+async fn drain(mut incoming: Incoming) {
+    let take = async {
+        let mut left = DRAIN_BYTES;
+        while let Some(Ok(frame)) = incoming.frame().await {
+            let len = frame.data_ref().map_or(0, bytes::Bytes::len);
+            let Some(rest) = left.checked_sub(len) else { return };
+            left = rest;
+        }
+    };
+    // Whoever sends more, or slower, finds the connection closed.
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, take).await;
 }
 
 /// What a metric calls it.
@@ -129,67 +171,71 @@ fn operation(method: &Method, route: &Route) -> &'static str {
     }
 }
 
-async fn dispatch(app: &Arc<App>, call: Call, route: Route, incoming: Incoming) -> Answer {
-    let method = call.parts.method.clone();
-    let read = method == Method::GET || method == Method::HEAD;
+async fn read(app: &App, call: &Call, route: &Route) -> Answer {
     match route {
-        Route::Base if read => {
-            may(app, &call, Action::Ping, None)?;
+        Route::Base => {
+            may(app, call, Action::Ping, None)?;
             Ok(json(StatusCode::OK, "{}".into()))
         }
-        Route::Catalog if read => {
-            may(app, &call, Action::Catalog, None)?;
-            lists::catalog(app, &call).await
+        Route::Catalog => {
+            may(app, call, Action::Catalog, None)?;
+            lists::catalog(app, call).await
         }
-        Route::Tags { name } if read => {
-            may(app, &call, Action::Pull, Some(&name))?;
-            lists::tags(app, &call, &name).await
+        Route::Tags { name } => {
+            may(app, call, Action::Pull, Some(name))?;
+            lists::tags(app, call, name).await
         }
-        Route::Referrers { name, digest } if read => {
-            may(app, &call, Action::Pull, Some(&name))?;
-            referrers::list(app, &call, &name, &digest).await
+        Route::Referrers { name, digest } => {
+            may(app, call, Action::Pull, Some(name))?;
+            referrers::list(app, call, name, digest).await
         }
-        Route::Blob { name, digest } if read => {
-            may(app, &call, Action::Pull, Some(&name))?;
-            blobs::get(app, &call, &name, &digest).await
+        Route::Blob { name, digest } => {
+            may(app, call, Action::Pull, Some(name))?;
+            blobs::get(app, call, name, digest).await
         }
-        Route::Blob { name, digest } if method == Method::DELETE => {
-            may(app, &call, Action::Delete, Some(&name))?;
-            blobs::delete(app, &name, &digest).await
+        Route::Manifest { name, reference } => {
+            may(app, call, Action::Pull, Some(name))?;
+            manifests::get(app, call, name, reference).await
         }
-        Route::Manifest { name, reference } if read => {
-            may(app, &call, Action::Pull, Some(&name))?;
-            manifests::get(app, &call, &name, &reference).await
+        Route::Upload { name, session } => {
+            may(app, call, Action::Push, Some(name))?;
+            uploads::status(app, call, name, session).await
         }
-        Route::Manifest { name, reference } if method == Method::PUT => {
-            may(app, &call, Action::Push, Some(&name))?;
-            Box::pin(manifests::put(app, &call, &name, &reference, incoming)).await
+        Route::Uploads { .. } => Err(not_allowed(route)),
+    }
+}
+
+async fn change(app: &App, call: &Call, route: &Route, incoming: &mut Incoming) -> Answer {
+    match (call.parts.method.as_str(), route) {
+        ("DELETE", Route::Blob { name, digest }) => {
+            may(app, call, Action::Delete, Some(name))?;
+            blobs::delete(app, name, digest).await
         }
-        Route::Manifest { name, reference } if method == Method::DELETE => {
-            may(app, &call, Action::Delete, Some(&name))?;
-            manifests::delete(app, &name, &reference).await
+        ("DELETE", Route::Manifest { name, reference }) => {
+            may(app, call, Action::Delete, Some(name))?;
+            manifests::delete(app, name, reference).await
         }
-        Route::Uploads { name } if method == Method::POST => {
-            may(app, &call, Action::Push, Some(&name))?;
-            Box::pin(uploads::begin(app, &call, &name, incoming)).await
+        ("PUT", Route::Manifest { name, reference }) => {
+            may(app, call, Action::Push, Some(name))?;
+            manifests::put(app, call, name, reference, incoming).await
         }
-        Route::Upload { name, session } if read => {
-            may(app, &call, Action::Push, Some(&name))?;
-            uploads::status(app, &call, &name, &session).await
+        ("POST", Route::Uploads { name }) => {
+            may(app, call, Action::Push, Some(name))?;
+            uploads::begin(app, call, name, incoming).await
         }
-        Route::Upload { name, session } if method == Method::PATCH => {
-            may(app, &call, Action::Push, Some(&name))?;
-            Box::pin(uploads::patch(app, &call, &name, &session, incoming)).await
+        ("PATCH", Route::Upload { name, session }) => {
+            may(app, call, Action::Push, Some(name))?;
+            uploads::patch(app, call, name, session, incoming).await
         }
-        Route::Upload { name, session } if method == Method::PUT => {
-            may(app, &call, Action::Push, Some(&name))?;
-            Box::pin(uploads::put(app, &call, &name, &session, incoming)).await
+        ("PUT", Route::Upload { name, session }) => {
+            may(app, call, Action::Push, Some(name))?;
+            uploads::put(app, call, name, session, incoming).await
         }
-        Route::Upload { name, session } if method == Method::DELETE => {
-            may(app, &call, Action::Push, Some(&name))?;
-            uploads::cancel(app, &name, &session).await
+        ("DELETE", Route::Upload { name, session }) => {
+            may(app, call, Action::Push, Some(name))?;
+            uploads::cancel(app, name, session).await
         }
-        route => Err(not_allowed(&route)),
+        _ => Err(not_allowed(route)),
     }
 }
 
@@ -230,6 +276,11 @@ impl Call {
     /// The connection's way of sending files, if it has one.
     pub(crate) fn sendfile(&self) -> Option<SendFile> {
         self.parts.extensions.get().cloned()
+    }
+
+    /// GET and HEAD change nothing, and have no body.
+    fn is_read(&self) -> bool {
+        matches!(self.parts.method, Method::GET | Method::HEAD)
     }
 
     pub(crate) fn is_head(&self) -> bool {

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use harness::Run;
 use serde_json::Value;
 
-use super::scene::{CLIENT, Scene, pulls_whole, printed, two_platforms};
+use super::scene::{CLIENT, Scene, printed, two_platforms};
 use crate::runner::{Case, CaseResult, Outcome, anywhere};
 
 pub(super) fn cases() -> Vec<Case> {
@@ -48,7 +48,7 @@ fn regctl(run: &Run) -> CaseResult {
 
     regctl(&["image", "copy", "--referrers", &subject, &copy])?;
     ensure!(listed(&copy, &[])? == both, "artifacts were not copied along");
-    pulls_whole(run, &scene.host, &copy, &image)?;
+    scene.tools.pulls_whole(run, &copy, &image)?;
     scene.check()?;
     Ok(Outcome::Passed)
 }

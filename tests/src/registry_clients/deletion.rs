@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, ensure};
 use harness::{Run, Signal};
 
-use super::scene::{CLIENT, OPEN, Scene, one_platform, printed, pulls_whole, refused};
+use super::scene::{CLIENT, OPEN, Scene, one_platform, printed, refused};
 use crate::runner::{Case, CaseResult, Outcome, anywhere};
 
 /// A lease of a second has run out, the collector has looked, the files are gone.
@@ -42,7 +42,8 @@ fn deletion(run: &Run) -> CaseResult {
         let url = scene.registry.url(&format!("/v2/of/{client}/manifests/{reference}"));
         anyhow::Ok(scene.curl().args(["--head"]).get(&url)?.status)
     };
-    let statuses = |client: &str| anyhow::Ok([status(client, "v1")?, status(client, "v2")?, status(client, &digest.to_string())?]);
+    let statuses =
+        |client: &str| anyhow::Ok([status(client, "v1")?, status(client, "v2")?, status(client, &digest.to_string())?]);
 
     // A tag is a name: what it named stays, also when it was the last one.
     scene.tools.crane()?.args(["delete", &format!("{crane}:v1")]).run(CLIENT)?;
@@ -61,7 +62,7 @@ fn deletion(run: &Run) -> CaseResult {
 
     // The third repository has the same blobs.
     thread::sleep(Duration::from_secs(3));
-    pulls_whole(run, &scene.host, &format!("{skopeo}:v2"), &image)?;
+    scene.tools.pulls_whole(run, &format!("{skopeo}:v2"), &image)?;
     // skopeo deletes what the tag names, and so all its tags.
     let delete = scene.tools.skopeo().args(["delete", "--tls-verify=false", &format!("docker://{skopeo}:v1")]);
     delete.run(CLIENT)?;

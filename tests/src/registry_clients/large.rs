@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
-    path::Path,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
 };
 
 use anyhow::ensure;
@@ -25,7 +25,10 @@ const BLOCK_BYTES: u64 = 512;
 const RESIDENT_BYTES_MAX: u64 = 150_000_000;
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![anywhere("registry: a layer of 2 GB is pushed by skopeo and pulled by crane in less than 150 MB of memory", large)]
+    vec![anywhere(
+        "registry: a layer of 2 GB is pushed by skopeo and pulled by crane in less than 150 MB of memory",
+        large,
+    )]
 }
 
 fn large(run: &Run) -> CaseResult {
@@ -84,7 +87,7 @@ fn layout(host: &Host, folder: &Path) -> anyhow::Result<Digest> {
 }
 
 /// An archive of one file, most of it holes, so that it costs the disk little.
-fn tar(host: &Host, folder: &Path) -> anyhow::Result<std::path::PathBuf> {
+fn tar(host: &Host, folder: &Path) -> anyhow::Result<PathBuf> {
     let (content, tar) = (folder.join("content"), folder.join("layer.tar"));
     File::create(&content)?.set_len(FILE_BYTES)?;
     // tar knows what a header looks like, and writes two gigabytes only if one lets it.
@@ -92,12 +95,11 @@ fn tar(host: &Host, folder: &Path) -> anyhow::Result<std::path::PathBuf> {
     host.program("sh").args(["-c", &script]).arg(folder).arg(&tar).run(CLIENT)?;
     fs::remove_file(&content)?;
     let mut file = OpenOptions::new().write(true).open(&tar)?;
-    let mut random = File::open("/dev/urandom")?;
+    let random = File::open("/dev/urandom")?;
     for start in (BLOCK_BYTES..FILE_BYTES - RANDOM_BYTES).step_by(RANDOM_EVERY_BYTES as usize) {
         file.seek(SeekFrom::Start(start))?;
-        std::io::copy(&mut random.by_ref().take(RANDOM_BYTES), &mut file)?;
+        std::io::copy(&mut (&random).take(RANDOM_BYTES), &mut file)?;
     }
-    file.flush()?;
     file.set_len(BLOCK_BYTES + FILE_BYTES.next_multiple_of(BLOCK_BYTES) + 2 * BLOCK_BYTES)?;
     Ok(tar)
 }

@@ -21,7 +21,10 @@ const STOP: Duration = Duration::from_secs(20);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        anywhere("registry: a replaced certificate is seen by new connections after SIGHUP, and disturbs no other", certificate),
+        anywhere(
+            "registry: a replaced certificate is seen by new connections after SIGHUP, and disturbs no other",
+            certificate,
+        ),
         anywhere("registry: after SIGTERM a slow pull and a slow push end well, and nobody else gets in", drain),
     ]
 }

@@ -1,30 +1,37 @@
 //! Two processes on one MariaDB and one object storage, behind nginx that hands each request to the other one.
 
-use std::fs;
+use std::{
+    collections::BTreeSet,
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::ensure;
-use harness::{
-    DockerOptions, Host, LoadBalancer, MariaDb, Net, Run, S3Kind, S3Server, SkimmerRegistry,
-};
+use harness::{DockerOptions, Host, LoadBalancer, MariaDb, Net, Run, S3Kind, S3Server, SkimmerRegistry};
 
 use super::{
     runtimes::Loaded,
     scene::{
-        CLIENT, OPEN, Tools, asked, check_calm, digest_of, logged, network_of, one_host, one_platform, printed,
-        pulls_whole, two_platforms,
+        Asked, CLIENT, OPEN, Tools, asked, check_calm, digest_of, logged, network_of, one_host, one_platform, printed,
+        two_platforms,
     },
 };
 use crate::runner::{Case, CaseResult, Outcome, anywhere, rooted};
 
+/// From the first answer of the object storage to the one that does something.
+const STORAGE_READY: Duration = Duration::from_secs(30);
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         rooted("registry: docker pushes and pulls through two processes on MariaDB and MinIO, turn by turn", docker),
-        anywhere("registry: skopeo and python-dxf push and pull through two processes on MariaDB and MinIO, turn by turn", |run| {
-            tools(run, S3Kind::Minio)
-        }),
-        anywhere("registry: skopeo and python-dxf push and pull through two processes on MariaDB and versitygw, turn by turn", |run| {
-            tools(run, S3Kind::Versitygw)
-        }),
+        anywhere(
+            "registry: skopeo and python-dxf push and pull through two processes on MariaDB and MinIO, turn by turn",
+            |run| tools(run, S3Kind::Minio),
+        ),
+        anywhere(
+            "registry: skopeo and python-dxf push and pull through two processes on MariaDB and versitygw, turn by turn",
+            |run| tools(run, S3Kind::Versitygw),
+        ),
     ]
 }
 
@@ -44,7 +51,7 @@ impl Pair {
         let host = net.host("here");
         let database = MariaDb::start(&host, run)?;
         let storage = S3Server::start(kind, &host, run)?;
-        let bucket = storage.bucket("registry")?;
+        let bucket = bucket(&storage)?;
         let start = || {
             // python-dxf needs a Location with a host in it: nginx says which.
             let trusted = format!("trusted_proxies = [\"{}\"]\n{OPEN}", network_of(host.addr(0)));
@@ -74,18 +81,33 @@ impl Pair {
         Ok(())
     }
 
-    /// Whether blobs were begun at one process and ended at the other.
+    /// Uploads went from one process to the other in the middle.
     fn handed_over(&self) -> anyhow::Result<()> {
         let [first, second] = self.processes.each_ref().map(asked);
-        let session = |uri: &str| uri.split_once("/blobs/uploads/").map(|(_, rest)| rest.split('?').next().unwrap_or(rest).to_owned());
-        let of = |asked: Vec<super::scene::Asked>, method: &str| -> std::collections::BTreeSet<String> {
-            asked.into_iter().filter(|asked| asked.method == method).filter_map(|asked| session(&asked.uri)).collect()
-        };
         let (first, second) = (first?, second?);
-        let crossed = of(first.clone(), "PATCH").intersection(&of(second.clone(), "PUT")).count()
-            + of(second, "PATCH").intersection(&of(first, "PUT")).count();
-        ensure!(crossed > 0, "no upload went from one process to the other");
+        let begun_here = sessions(&first, "PATCH").intersection(&sessions(&second, "PUT")).count();
+        let begun_there = sessions(&second, "PATCH").intersection(&sessions(&first, "PUT")).count();
+        ensure!(begun_here + begun_there > 0, "no upload went from one process to the other");
         Ok(())
+    }
+}
+
+/// The uploads that such requests were about.
+fn sessions<'a>(asked: &'a [Asked], method: &str) -> BTreeSet<&'a str> {
+    let uris = asked.iter().filter(|asked| asked.method == method).map(|asked| asked.uri.as_str());
+    uris.filter_map(|uri| uri.split_once("/blobs/uploads/")?.1.split('?').next()).collect()
+}
+
+/// MinIO calls itself ready a moment before it takes requests.
+fn bucket(storage: &S3Server) -> anyhow::Result<String> {
+    let end = Instant::now() + STORAGE_READY;
+    loop {
+        match storage.bucket("registry") {
+            Err(error) if error.to_string().contains("try again") && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(100));
+            }
+            made => return made,
+        }
     }
 }
 
@@ -111,7 +133,7 @@ fn tools(run: &Run, kind: S3Kind) -> CaseResult {
     let image = two_platforms(run)?;
     let reference = pair.repository("team/app:v1");
     tools.push(&image, &reference)?;
-    pulls_whole(run, &pair.host, &reference, &image)?;
+    tools.pulls_whole(run, &reference, &image)?;
     pair.handed_over()?;
 
     let name = pair.balancer.name();

@@ -5,9 +5,7 @@ use harness::{Authority, DockerOptions, LoadBalancer, Run};
 
 use super::{
     runtimes::Loaded,
-    scene::{
-        CLIENT, OPEN, Tools, check_calm, layout, network_of, on_files, one_host, one_platform,
-    },
+    scene::{CLIENT, OPEN, Tools, check_calm, layout, network_of, on_files, one_host, one_platform},
 };
 use crate::runner::{Case, CaseResult, Outcome, rooted};
 
@@ -25,9 +23,10 @@ pub(super) fn cases() -> Vec<Case> {
         rooted("registry: docker and skopeo push and pull through nginx with TLS, locations are paths", |run| {
             behind_tls(run, Locations::Relative)
         }),
-        rooted("registry: docker and skopeo push and pull through nginx with TLS, locations are what a trusted proxy forwards", |run| {
-            behind_tls(run, Locations::Forwarded)
-        }),
+        rooted(
+            "registry: docker and skopeo push and pull through nginx with TLS, locations are what a trusted proxy forwards",
+            |run| behind_tls(run, Locations::Forwarded),
+        ),
     ]
 }
 

@@ -12,7 +12,10 @@ const BLOB_BYTES: u64 = 40_000_000;
 const STREAMS: u64 = 8;
 
 pub(super) fn cases() -> Vec<Case> {
-    vec![anywhere("registry: curl resumes a broken download of a blob, and eight streams at once fetch its parts", ranges)]
+    vec![anywhere(
+        "registry: curl resumes a broken download of a blob, and eight streams at once fetch its parts",
+        ranges,
+    )]
 }
 
 fn ranges(run: &Run) -> CaseResult {
@@ -47,12 +50,18 @@ fn ranges(run: &Run) -> CaseResult {
             })
         };
         let streams: Vec<_> = (0..STREAMS).map(stream).collect();
-        streams.into_iter().map(|stream| stream.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        streams
+            .into_iter()
+            .map(|stream| stream.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     })?;
     ensure!(streams.concat() == fs::read(&blob)?, "the streams are not the blob");
 
     let last = scene.curl().header("Range", "bytes=-1000").get(&url)?;
-    ensure!(last.status == 206 && fs::read(&blob)?.ends_with(&last.body) && last.body.len() == 1000, "a wrong end came");
+    ensure!(
+        last.status == 206 && fs::read(&blob)?.ends_with(&last.body) && last.body.len() == 1000,
+        "a wrong end came"
+    );
     let beyond = scene.curl().range(BLOB_BYTES, BLOB_BYTES + 9).get(&url)?;
     ensure!(beyond.status == 416, "bytes after the end: {}", beyond.status);
     let range = beyond.header("content-range");

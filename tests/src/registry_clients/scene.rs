@@ -10,8 +10,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 use harness::{
-    Compression, Content, Curl, Finished, Host, Image, LinkSpec, Net, ProcBuilder, Run, SkimmerRegistry, Skopeo,
-    go_tool, python_tool,
+    Compression, Content, Curl, Finished, Host, Image, LinkSpec, Net, ProcBuilder, Run, SkimmerRegistry, go_tool,
+    python_tool,
 };
 use proto::{Algorithm, Digest};
 
@@ -209,6 +209,14 @@ impl Tools {
         copy.args([layout(image), format!("docker://{reference}")]).run(CLIENT).map(drop)
     }
 
+    /// skopeo gets all of the image from there, with every manifest, configuration and layer as they were made.
+    pub(super) fn pulls_whole(&self, run: &Run, reference: &str, image: &Image) -> anyhow::Result<()> {
+        let pulled = run.data_dir("pulled")?;
+        let copy = self.skopeo().args(["copy", "--all", "--preserve-digests", "--src-tls-verify=false"]);
+        copy.args([format!("docker://{reference}"), format!("oci:{}:image", pulled.display())]).run(CLIENT)?;
+        same_blobs(&pulled, image)
+    }
+
     /// A file of random bytes in the home folder.
     pub(super) fn random_file(&self, name: &str, bytes: u64) -> anyhow::Result<PathBuf> {
         let path = self.home.join(name);
@@ -239,7 +247,6 @@ pub(super) fn one_platform(run: &Run) -> anyhow::Result<Image> {
     Image::builder()
         .layer(4_000_000, Compression::Gzip, Content::Mixed)
         .layer(200_000, Compression::Gzip, Content::Random)
-        .docker_types()
         .build(run)
 }
 
@@ -248,9 +255,25 @@ pub(super) fn blobs(image: &Image) -> usize {
     image.platform().layers.len() + 1
 }
 
-/// skopeo gets this machine's platform of the image from there, every digest checked.
-pub(super) fn pulls_whole(run: &Run, host: &Host, reference: &str, image: &Image) -> anyhow::Result<()> {
-    Skopeo::new(host, run, true)?.pull(reference, CLIENT)?.verify(image)
+/// The image in one file, for those who read no folders.
+pub(super) fn archive(run: &Run, image: &Image) -> anyhow::Result<PathBuf> {
+    let archive = run.data_dir("archive")?.join("image.tar");
+    let tar = Host::local().program("tar").arg("-C").arg(image.folder()).arg("-cf").arg(&archive);
+    tar.args(["blobs", "index.json", "oci-layout"]).run(CLIENT)?;
+    Ok(archive)
+}
+
+/// The layout in this folder has all blobs of the image.
+pub(super) fn same_blobs(layout: &Path, image: &Image) -> anyhow::Result<()> {
+    let blobs = image
+        .platforms
+        .iter()
+        .flat_map(|platform| platform.layers.iter().chain([&platform.config, &platform.manifest]));
+    for blob in blobs.chain(&image.index) {
+        let found = digest_of(&layout.join("blobs/sha256").join(blob.hex()))?;
+        ensure!(found == *blob, "what was pulled as {blob} is {found}");
+    }
+    Ok(())
 }
 
 /// Of a file of any size.

@@ -242,11 +242,13 @@ impl Drop for ObjectWriter {
             return;
         };
         let (shared, id, mut in_flight) = (Arc::clone(&self.shared), self.id, mem::take(&mut self.in_flight));
-        // Parts that arrive after the end of their upload may stay, so then the note stays: the inventory finds it, and it
-        // is ended once more.
-        let quiet = in_flight.is_empty();
         runtime.spawn(async move {
-            in_flight.shutdown().await;
+            // A part that arrives after the end of its upload may stay, so all are waited for. If that does not help, the
+            // note stays: the inventory finds it, and the upload is ended once more.
+            let mut quiet = true;
+            while let Some(arrived) = in_flight.join_next().await {
+                quiet &= matches!(arrived, Ok(Ok(_)));
+            }
             if let Err(error) = shared.abort_multipart(id, &multipart, quiet).await {
                 tracing::warn!(%error, "cannot clean up after a broken upload");
             }

@@ -84,8 +84,7 @@ pub async fn dangling_rows_are_found_and_repaired(ground: &Ground) {
     sql(format!("delete from links where repository_id = {c}")).await;
 
     let found = db.dangling_rows(10).await.unwrap();
-    let blob = |content: &str, of| async move { db.link(of, &digest(content)).await.unwrap().unwrap().blob };
-    let idle = blob("idle", b).await;
+    let idle = db.link(b, &digest("idle")).await.unwrap().unwrap().blob;
     let expected = |found: &[Dangling]| {
         let has = |check: &dyn Fn(&Dangling) -> bool| found.iter().filter(|row| check(row)).count();
         assert_eq!(has(&|row| *row == Dangling::LinkWithoutBlob { repository: a, blob: BlobId(4711) }), 1);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use proto::Digest;
 use serde::Serialize;
 
-/// Names a blob or manifest: what it is, which one, how large. Fields that nobody here needs (`data`, `platform`) are not kept.
+/// Names a blob or manifest: what it is, which one, how large. Fields that nobody here needs (`data`, `platform`) are
+/// not kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {

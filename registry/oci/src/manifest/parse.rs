@@ -1,8 +1,8 @@
 //! Reads the JSON of a manifest within limits, and says where it is wrong.
 //!
-//! One pass over the bytes finds out how deep they go, so that nothing after it has to fear for the stack. Then serde reads them
-//! through seeds that share a [`Reader`]: it knows the place, counts what is limited, and keeps the reason when a value is
-//! refused, because an error of serde is only a text. `value.rs` says what each value has to be.
+//! One pass over the bytes finds out how deep they go, so that nothing after it has to fear for the stack. Then serde
+//! reads them through seeds that share a [`Reader`]: it knows the place, counts what is limited, and keeps the reason
+//! when a value is refused, because an error of serde is only a text. `value.rs` says what each value has to be.
 
 use std::collections::BTreeMap;
 

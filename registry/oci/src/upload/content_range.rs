@@ -82,8 +82,8 @@ impl InvalidContentRange {
     }
 }
 
-/// The `Range` header of an upload that has `offset` bytes: `0-1023` for 1024. Nothing yet is `0-0`, as one byte is; the
-/// specification has no other way to write it.
+/// The `Range` header of an upload that has `offset` bytes: `0-1023` for 1024. Nothing yet is `0-0`, as one byte is;
+/// the specification has no other way to write it.
 #[must_use]
 pub fn range_header(offset: u64) -> String {
     format!("0-{}", offset.saturating_sub(1))

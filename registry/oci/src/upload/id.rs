@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The name of an upload, and later of its bytes in the store: 6 bytes of time, 10 of randomness. In the order of their time, as
-/// values and as text.
+/// The name of an upload, and later of its bytes in the store: 6 bytes of time, 10 of randomness. In the order of their
+/// time, as values and as text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UploadId([u8; 16]);
 

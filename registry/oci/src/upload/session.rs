@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! Open ─► Receiving ─► Verified ─► Committed
-//!   │      │    ▲ │
-//!   │      ▼    │ └──► Cancelled
-//!   │      Chunk      ▲
-//!   └─────────────────┘
+//!          ▲     │
+//!          └Chunk◄┘
+//! Open, Receiving ─► Cancelled
 //! ```
 //!
-//! Nothing here holds bytes. The caller hashes and writes them, and reports what it took; this says whether it may go on.
+//! Nothing here holds bytes. The caller hashes and writes them, and reports what it took; this says whether it may go
+//! on.
 
 use proto::Digest;
 
@@ -180,7 +180,8 @@ impl Upload<Receiving> {
     /// A request with a body begins. `length` is its `Content-Length`. Without a range the body is appended.
     ///
     /// # Errors
-    /// When the range starts elsewhere than at [`Self::offset`], range and length differ, or the blob would become too large.
+    /// When the range starts elsewhere than at [`Self::offset`], range and length differ, or the blob would become too
+    /// large.
     pub fn begin(self, range: Option<ContentRange>, length: Option<u64>) -> Result<Upload<Chunk>, Refused> {
         let offset = self.state.offset;
         if let Some(range) = range {

@@ -55,7 +55,7 @@ pub(super) async fn put(
     call: &Call,
     name: &RepositoryName,
     reference: &Reference,
-    incoming: Incoming,
+    incoming: &mut Incoming,
 ) -> Answer {
     let tags = tags(app, call, reference)?;
     let raw = receive(app, incoming, call.content_length()).await?;
@@ -165,7 +165,7 @@ async fn digest_of(
     }
 }
 
-async fn receive(app: &App, incoming: Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
+async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
     let limits = &app.config.manifests;
     let max = limits.max_size.as_u64();
     let too_large =

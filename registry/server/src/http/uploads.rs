@@ -45,7 +45,7 @@ enum Received {
 // === POST ===
 
 /// `POST`: mounts a blob, takes a whole one, or begins an upload.
-pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incoming: Incoming) -> Answer {
+pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incoming: &mut Incoming) -> Answer {
     let query = call.query()?;
     if let Some(digest) = query.get("mount") {
         let digest = oci::parse_digest(digest)?;
@@ -112,16 +112,21 @@ pub(super) async fn status(app: &App, call: &Call, name: &RepositoryName, text: 
 /// `DELETE`: gives it up.
 pub(super) async fn cancel(app: &App, name: &RepositoryName, text: &str) -> Answer {
     let session = session(app, name, text).await?;
-    app.db.cancel_upload(session.id, name, app.now_ms()).await?;
-    let state = session.durable.as_ref().map(|durable| &durable.checkpoint.writer);
-    app.store.discard(session.id, state).await?;
+    give_up(app, name, session.id).await?;
     Ok(empty(StatusCode::NO_CONTENT))
+}
+
+/// The upload ends, and its space is free. From then on nobody can go on with it, in any process.
+async fn give_up(app: &App, name: &RepositoryName, id: UploadId) -> Result<(), Failure> {
+    let row = app.db.cancel_upload(id, name, app.now_ms()).await?;
+    let checkpoint = row.and_then(|row| serde_json::from_str::<Checkpoint>(&row.state).ok());
+    Ok(app.store.discard(id, checkpoint.as_ref().map(|checkpoint| &checkpoint.writer)).await?)
 }
 
 // === PATCH ===
 
 /// `PATCH`: more bytes.
-pub(super) async fn patch(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: Incoming) -> Answer {
+pub(super) async fn patch(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: &mut Incoming) -> Answer {
     let session = session(app, name, text).await?;
     let id = session.id;
     let upload = receiving(app, name, &session)?;
@@ -180,7 +185,7 @@ async fn save(
 // === PUT ===
 
 /// `PUT`: the last bytes, if any, and the digest.
-pub(super) async fn put(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: Incoming) -> Answer {
+pub(super) async fn put(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: &mut Incoming) -> Answer {
     let query = call.query()?;
     let missing = || Failure::new(ErrorCode::DigestInvalid, "the parameter digest is missing");
     let digest = oci::parse_digest(query.get("digest").ok_or_else(missing)?)?;
@@ -207,7 +212,7 @@ async fn complete(
     name: &RepositoryName,
     session: Session,
     digest: &Digest,
-    incoming: Incoming,
+    incoming: &mut Incoming,
 ) -> Answer {
     let id = session.id;
     let upload = receiving(app, name, &session)?;
@@ -239,9 +244,7 @@ async fn complete(
         Ok(finished) => app.metrics.rehashed(finished.bytes_rehashed),
         Err(FinishError::Mismatch { computed }) => {
             // Bytes that are not what they should be are of no use to anybody.
-            if version.is_some() {
-                app.db.cancel_upload(id, name, app.now_ms()).await?;
-            }
+            give_up(app, name, id).await?;
             let failure = Failure::new(
                 ErrorCode::DigestInvalid,
                 format!("the digest of the {size} bytes is {computed}, not {digest}"),
@@ -371,7 +374,7 @@ async fn begin_bytes(app: &App, id: UploadId, algorithm: Algorithm) -> Result<Re
 async fn receive(
     app: &App,
     mut chunk: Upload<Chunk>,
-    incoming: Incoming,
+    incoming: &mut Incoming,
     receiver: &mut Receiver,
     mut save_to: Option<(&RepositoryName, &mut Option<i64>)>,
 ) -> Result<Received, Failure> {

@@ -66,7 +66,7 @@ impl Postgres {
         if crate::is_root() {
             open_for_others(&folder)?;
             let make = host.program("install").args(["-d", "-m", "700", "-o", SYSTEM_USER]);
-            make.arg(&own).run(STOP_DEADLINE).context("Debian's package postgresql makes the user postgres")?;
+            make.arg(&own).run(STOP_DEADLINE).context("the user postgres comes with Debian's package postgresql")?;
         } else {
             fs::create_dir(&own)?;
         }

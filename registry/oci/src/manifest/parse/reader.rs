@@ -36,8 +36,8 @@ pub(super) enum Counted {
 pub(super) trait Value: Sized {
     /// What stands in the error otherwise.
     const EXPECTED: &'static str;
-    /// Numbers are asked for as such: serde_json has a feature with which they are objects to who takes anything, and any
-    /// crate of a build can switch it on for all.
+    /// Numbers are asked for as such: serde_json has a feature with which they are objects to who takes anything, and
+    /// any crate of a build can switch it on for all.
     const NUMBER: bool = false;
 
     fn object<'de, M: MapAccess<'de>>(_reader: &Reader<'_>, _map: M) -> Result<Self, M::Error> {

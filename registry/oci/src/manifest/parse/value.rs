@@ -56,8 +56,8 @@ const DESCRIPTOR: &[(&str, DescriptorField)] = &[
     ("annotations", DescriptorField::Annotations),
 ];
 
-/// A media type or an artifact type. It goes into headers and columns, so it is short and without control characters. An empty one is
-/// none.
+/// A media type or an artifact type. It goes into headers and columns, so it is short and without control characters.
+/// An empty one is none.
 struct Type(Option<String>);
 
 /// Names and values.
