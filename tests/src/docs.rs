@@ -13,7 +13,7 @@ use crate::runner::{Case, CaseResult, Outcome, anywhere};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Our programs that have a configuration.
-const PROGRAMS: [&str; 3] = ["config-service", "supernode", "dfdaemon"];
+const PROGRAMS: [&str; 4] = ["config-service", "supernode", "dfdaemon", "registry"];
 /// Files of container runtimes, and what `dfdaemon setup` is asked for and writes.
 const RUNTIME_FILES: [(&str, &str, &str); 3] = [
     ("hosts.toml", "containerd", "etc/containerd/certs.d/_default/hosts.toml"),
@@ -130,7 +130,7 @@ fn configurations(run: &Run) -> CaseResult {
             ),
         }
     }
-    ensure!(seen.iter().all(|count| *count > 0), "README shows a configuration of each of {PROGRAMS:?}: {seen:?}");
+    ensure!(seen.iter().all(|count| *count > 0), "the pages show a configuration of each of {PROGRAMS:?}: {seen:?}");
     Ok(Outcome::Passed)
 }
 

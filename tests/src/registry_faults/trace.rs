@@ -55,10 +55,8 @@ impl Strace {
         let mut args = vec!["-e", "trace=fsync,fdatasync", "-e", inject];
         args.extend(paths.iter().flat_map(|path| ["-P", path.as_str()]));
         let mut strace = Self::attach(run, host, pid, &args)?;
-        let threads = fs::read_dir(format!("/proc/{pid}/task"))?.count();
-        strace.proc.wait_until("threads attached", ATTACH, |proc| {
-            proc.log().is_ok_and(|log| log.matches("attached").count() >= threads)
-        })?;
+        // Said once it has all threads.
+        strace.proc.wait_log(" attached", ATTACH)?;
         Ok(strace)
     }
 
