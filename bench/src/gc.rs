@@ -31,9 +31,7 @@ use pushes::{Pushes, Window};
 
 /// What may be lying on the disk at a time.
 const DISK_BYTES: u64 = 20_000_000_000;
-/// While the images are made, nothing runs out.
-const LONG_LEASE: &str = "2h";
-/// Afterwards everything that is let go is due soon.
+/// Everything that is let go is due soon.
 const LEASE: Duration = Duration::from_secs(3);
 /// From a change of the configuration until it has its effect for sure.
 const SETTLE: Duration = Duration::from_secs(2);
@@ -142,33 +140,34 @@ fn measure_on(
 ) -> Result<Outcome> {
     let began = Instant::now();
     let tell = |text: &str| say(&format!("{:>4.0} s  {database} and {storage}: {text}", began.elapsed().as_secs_f64()));
-    let mut registry = ours(host, run, &format!("{sections}{}", gc_section(false, LONG_LEASE)))?;
+    // Off while the images come: their blobs would be taken away before the manifests are there.
+    let mut registry = ours(host, run, &format!("{sections}{}", gc_section(false)))?;
     let plain = fs::read_to_string(registry.config())?;
-    let configure = move |registry: &SkimmerRegistry, enabled: bool| {
-        let text = plain.replace(&gc_section(false, LONG_LEASE), &gc_section(enabled, &format!("{}s", LEASE.as_secs())));
-        fs::write(registry.config(), text).context("cannot change the configuration")
+    let switch = |registry: &mut SkimmerRegistry, enabled: bool| -> Result<()> {
+        let text = plain.replace(&gc_section(false), &gc_section(enabled));
+        fs::write(registry.config(), text).context("cannot change the configuration")?;
+        registry.process().signal(Signal::HUP)?;
+        thread::sleep(SETTLE);
+        Ok(())
     };
     let target = Target::new(registry.addr());
     let images = Images::new(args.scale, &mut Contents::new(rand::random(), pushes::BYTES));
     images.push(&target)?;
     tell(&format!("{} blobs pushed", images.deletable_blobs().count()));
-    registry.terminate(STOP_DEADLINE)?;
-    configure(&registry, false)?;
-    registry.restart()?;
+    // It looks at the leases of the uploads, finds that all blobs are needed, and has nothing to do any more.
+    switch(&mut registry, true)?;
+    finish(&registry)?;
+    tell("the collector has nothing to do");
 
     let pushes = Pushes::default();
     let stop = AtomicBool::new(false);
     let pairs: Result<Vec<[Window; 2]>> = thread::scope(|scope| {
         let pusher = scope.spawn(|| pushes.run(&target, args.rate, &stop));
-        let switch = |registry: &mut SkimmerRegistry, enabled: bool| -> Result<()> {
-            configure(registry, enabled)?;
-            registry.process().signal(Signal::HUP)?;
-            thread::sleep(SETTLE);
-            Ok(())
-        };
         let mut windows = || -> Result<Vec<[Window; 2]>> {
             let mut pairs = Vec::new();
             for pair in 0..usize::from(args.pairs) {
+                // What is let go now waits for the window with the collector, whichever comes first.
+                switch(&mut registry, false)?;
                 images.delete(&target, pair, args.pairs.into())?;
                 thread::sleep(LEASE);
                 let mut order = [false, true];
@@ -222,8 +221,8 @@ fn measure_on(
 }
 
 /// The collector's part of the configuration; everything else about it is as it comes.
-fn gc_section(enabled: bool, lease: &str) -> String {
-    format!("[gc]\nenabled = {enabled}\nlease = \"{lease}\"\ninterval = \"1s\"\n")
+fn gc_section(enabled: bool) -> String {
+    format!("[gc]\nenabled = {enabled}\nlease = \"{}s\"\ninterval = \"1s\"\n", LEASE.as_secs())
 }
 
 /// Waits until nothing is due any more.

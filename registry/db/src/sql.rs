@@ -65,6 +65,7 @@ pub(crate) struct Run {
     dialect: Dialect,
 }
 
+#[derive(Clone)]
 enum Executor {
     Pool(DatabaseConnection),
     Transaction(Arc<DatabaseTransaction>),
@@ -235,24 +236,36 @@ impl Run {
     }
 
     async fn query_all(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        match &self.to {
-            Executor::Pool(pool) => pool.query_all_raw(statement).await,
-            Executor::Transaction(transaction) => transaction.query_all_raw(statement).await,
-        }
+        let to = self.to.clone();
+        let query = async move {
+            match &to {
+                Executor::Pool(pool) => pool.query_all_raw(statement).await,
+                Executor::Transaction(transaction) => transaction.query_all_raw(statement).await,
+            }
+        };
+        if self.dialect == Dialect::Sqlite { query.await } else { apart(query).await }
     }
 
     async fn query_one(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        match &self.to {
-            Executor::Pool(pool) => pool.query_one_raw(statement).await,
-            Executor::Transaction(transaction) => transaction.query_one_raw(statement).await,
-        }
+        let to = self.to.clone();
+        let query = async move {
+            match &to {
+                Executor::Pool(pool) => pool.query_one_raw(statement).await,
+                Executor::Transaction(transaction) => transaction.query_one_raw(statement).await,
+            }
+        };
+        if self.dialect == Dialect::Sqlite { query.await } else { apart(query).await }
     }
 
     async fn execute_one(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        match &self.to {
-            Executor::Pool(pool) => pool.execute_raw(statement).await,
-            Executor::Transaction(transaction) => transaction.execute_raw(statement).await,
-        }
+        let to = self.to.clone();
+        let execute = async move {
+            match &to {
+                Executor::Pool(pool) => pool.execute_raw(statement).await,
+                Executor::Transaction(transaction) => transaction.execute_raw(statement).await,
+            }
+        };
+        if self.dialect == Dialect::Sqlite { execute.await } else { apart(execute).await }
     }
 
     pub(crate) const fn dialect(&self) -> Dialect {
@@ -303,6 +316,22 @@ impl Run {
             Err(error) if self.dialect == Dialect::MySql && is_mysql_duplicate(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+}
+
+/// Lets something be done to its end, whether somebody waits for it or not.
+///
+/// A client that goes away, or a time that is up, drops the future that works for it, wherever that stands. SQLite's driver bears that. Those of
+/// the servers lose count of which answer belongs to which statement, and the connection is lost or, worse, is not.
+pub(crate) async fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
+) -> Result<T, DbErr> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(DbErr::Conn(RuntimeErr::Internal("the process ends".to_owned()))),
+        },
     }
 }
 

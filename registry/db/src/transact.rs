@@ -8,7 +8,7 @@ use tracing::debug;
 
 use crate::connect::Writer;
 use crate::error::{Class, Fault};
-use crate::sql::Run;
+use crate::sql::{Run, apart};
 use crate::{Db, DbError};
 
 /// Attempts of a transaction that others get in the way of.
@@ -93,12 +93,13 @@ impl Db {
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let begun = self.inner.pool.begin().await.map_err(|error| Failed::Before(error.into()))?;
-        let transaction = Arc::new(begun);
+        let pool = self.inner.pool.clone();
+        let begun = apart(async move { pool.begin().await }).await;
+        let transaction = Arc::new(begun.map_err(|error| Failed::Before(error.into()))?);
         let result = work(Run::inside(&transaction, self.inner.dialect)).await;
         let transaction = alone(transaction)?;
         match result {
-            Ok(done) => match transaction.commit().await {
+            Ok(done) => match apart(transaction.commit()).await {
                 Ok(()) => Ok(done),
                 Err(error) => Err(in_commit(error.into())),
             },
@@ -144,7 +145,7 @@ pub(crate) fn in_commit(fault: Fault) -> Failed {
 
 /// On a broken connection there is nothing to roll back.
 pub(crate) async fn roll_back(transaction: DatabaseTransaction, fault: &Fault) {
-    if let Err(error) = transaction.rollback().await {
+    if let Err(error) = apart(transaction.rollback()).await {
         debug!(?error, ?fault, "rollback failed");
     }
 }

@@ -1,9 +1,9 @@
 //! What every database must do.
 
-pub mod blobs;
-pub mod collecting;
-pub mod concurrency;
-pub mod lists;
-pub mod manifests;
-pub mod repairing;
-pub mod uploads;
+pub(crate) mod blobs;
+pub(crate) mod collecting;
+pub(crate) mod concurrency;
+pub(crate) mod lists;
+pub(crate) mod manifests;
+pub(crate) mod repairing;
+pub(crate) mod uploads;

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use db::{BlobCommit, BlobId, Db, DbConfig, ManifestId, PutManifestError, RemovalId, Renewal, Unlink};
+use db::{BlobCommit, BlobId, Db, DbConfig, PutManifestError, RemovalId, Renewal, Unlink};
 use oci::Reference;
 use oci::upload::UploadId;
 use proptest::prelude::*;
@@ -22,24 +22,57 @@ const BLOBS: usize = 4;
 #[derive(Clone, Debug)]
 enum Step {
     /// Bytes are in the store, their commit comes later or never.
-    Write { blob: usize },
+    Write {
+        blob: usize,
+    },
     /// One of the uploads that were written is committed: for the first time, or again.
-    Commit { upload: usize, repository: usize },
-    Cancel { upload: usize },
+    Commit {
+        upload: usize,
+        repository: usize,
+    },
+    Cancel {
+        upload: usize,
+    },
     /// The client sees a blob and will not upload it.
-    Head { repository: usize, blob: usize },
-    Mount { blob: usize, from: Option<usize>, to: usize },
-    Put { repository: usize, image: usize, tag: Option<usize> },
-    DeleteTag { repository: usize, tag: usize },
-    DeleteManifest { repository: usize, image: usize },
-    Unlink { repository: usize, blob: usize },
-    Collect { batch: u32 },
-    Claim { limit: u32 },
+    Head {
+        repository: usize,
+        blob: usize,
+    },
+    Mount {
+        blob: usize,
+        from: Option<usize>,
+        to: usize,
+    },
+    Put {
+        repository: usize,
+        image: usize,
+        tag: Option<usize>,
+    },
+    DeleteTag {
+        repository: usize,
+        tag: usize,
+    },
+    DeleteManifest {
+        repository: usize,
+        image: usize,
+    },
+    Unlink {
+        repository: usize,
+        blob: usize,
+    },
+    Collect {
+        batch: u32,
+    },
+    Claim {
+        limit: u32,
+    },
     /// The entries that were claimed first go from the store.
     RemoveFiles,
     /// The database is told.
     Forget,
-    Wait { ms: i64 },
+    Wait {
+        ms: i64,
+    },
 }
 
 /// What is known besides the database.
@@ -324,7 +357,8 @@ impl World {
         assert_eq!(rows.len(), blobs.len());
         // Files without a row are those of uploads that were never committed. The scrub takes them.
         for key in self.files.difference(&rows) {
-            let committed = self.db.upload(*key).await.unwrap().is_some_and(|row| row.status == db::UploadStatus::Finished);
+            let committed =
+                self.db.upload(*key).await.unwrap().is_some_and(|row| row.status == db::UploadStatus::Finished);
             assert!(!committed, "the bytes of {key} were given up, and stayed");
         }
         for (repository, name) in REPOSITORIES.iter().enumerate() {
@@ -338,6 +372,13 @@ impl World {
         }
         let backlog = self.db.backlog(self.now_ms).await.unwrap();
         assert_eq!((backlog.links_due, backlog.removals), (0, 0));
+        // And without manifests there is nothing.
+        for (repository, image) in self.manifests.clone() {
+            self.step(&Step::DeleteManifest { repository, image }).await;
+        }
+        collect_all(&self.db, self.now_ms + LEASE_MS).await;
+        take_removals(&self.db).await;
+        assert_eq!(self.blobs().await, []);
     }
 }
 
@@ -368,6 +409,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..80)
 }
 
+/// In memory, if the machine has such a folder: here nothing depends on what a crash of the machine leaves.
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn open(folder: &std::path::Path) -> DbConfig {
     let url = format!("sqlite://{}", folder.join("registry.db").display());
     DbConfig { url: Redacted::new(url), ..DbConfig::default() }
@@ -378,7 +424,7 @@ proptest! {
 
     #[test]
     fn nothing_that_is_needed_is_ever_removed(steps in steps()) {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         runtime().block_on(async {
             let db = Db::connect(&open(folder.path())).await.unwrap();
             let mut world = World::new(db.clone(), "");
@@ -393,8 +439,8 @@ proptest! {
     }
 }
 
-/// Every order in which these can happen, each client's own steps in theirs: one pushes, one skips what it saw, one deletes, and the
-/// collector finds the lease over.
+/// Every order in which these can happen, each client's own steps in theirs: one pushes, one skips what it saw and mounts it, one
+/// deletes, and the collector finds the leases over.
 #[test]
 fn all_interleavings_of_push_skip_delete_and_collect() {
     let put = |image| Step::Put { repository: 0, image, tag: Some(0) };
@@ -402,13 +448,13 @@ fn all_interleavings_of_push_skip_delete_and_collect() {
         // The bytes were there before, so this upload loses, or wins if the collector was quicker.
         vec![Step::Commit { upload: 2, repository: 0 }, put(0)],
         vec![Step::Head { repository: 0, blob: 1 }, Step::Mount { blob: 1, from: Some(0), to: 1 }],
-        vec![Step::DeleteManifest { repository: 0, image: 0 }, Step::Unlink { repository: 0, blob: 0 }],
+        vec![Step::DeleteManifest { repository: 0, image: 0 }],
         vec![Step::Collect { batch: 10 }, Step::Claim { limit: 10 }, Step::RemoveFiles],
     ];
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     runtime().block_on(async {
         let db = Db::connect(&open(folder.path())).await.unwrap();
-        let mut count = 0;
+        let (mut count, mut pushed) = (0, 0);
         for order in interleavings(&clients.each_ref().map(Vec::len)) {
             let mut world = World::new(db.clone(), &format!("n{count}-"));
             count += 1;
@@ -429,11 +475,12 @@ fn all_interleavings_of_push_skip_delete_and_collect() {
                 next[client] += 1;
                 world.check().await;
             }
+            pushed += world.manifests.len();
             world.come_to_rest().await;
         }
-        assert_eq!(count, 7560);
+        assert_eq!(count, 1680);
+        assert!((100..count).contains(&pushed), "{pushed} of the pushes succeeded");
         assert_eq!(db.dangling_rows(10).await.unwrap(), []);
-        assert!(db.manifests_page(ManifestId(0), 1).await.unwrap().len() == 1, "some puts succeed");
         db.close().await;
     });
 }

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use crate::support::*;
 
 /// Executes something that the crate would not.
-pub async fn raw_sql(config: &DbConfig, text: &str) {
+pub(crate) async fn raw_sql(config: &DbConfig, text: &str) {
     let url = config.url.expose();
     let text = AssertSqlSafe(text.to_owned());
     if url.starts_with("sqlite") {

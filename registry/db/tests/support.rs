@@ -18,30 +18,36 @@ use service::Redacted;
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Sqlite,
     MariaDb,
     Postgres,
 }
 
 /// An empty database, and what it stands on.
-pub struct Ground {
-    pub db: Db,
-    pub config: DbConfig,
+pub(crate) struct Ground {
+    pub(crate) db: Db,
+    pub(crate) config: DbConfig,
     _folder: tempfile::TempDir,
     _server: Option<Arc<Server>>,
 }
 
-pub enum Server {
-    MariaDb(MariaDb, Run),
-    Postgres(Postgres, Run),
+pub(crate) struct Server {
+    program: Program,
+    /// Its folder. After the server, for it goes with it.
+    _run: Run,
+}
+
+enum Program {
+    MariaDb(MariaDb),
+    Postgres(Postgres),
 }
 
 /// Leases last so long in these tests.
-pub const LEASE_MS: i64 = 1000;
+pub(crate) const LEASE_MS: i64 = 1000;
 
 /// Runs a case on an empty database.
-pub fn run(kind: Kind, case: impl AsyncFn(&Ground)) {
+pub(crate) fn run(kind: Kind, case: impl AsyncFn(&Ground)) {
     let (url, folder, server) = empty(kind);
     runtime().block_on(async {
         let config = DbConfig { url: Redacted::new(url), ..DbConfig::default() };
@@ -54,7 +60,7 @@ pub fn run(kind: Kind, case: impl AsyncFn(&Ground)) {
     });
 }
 
-pub fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap()
 }
 
@@ -67,9 +73,9 @@ fn empty(kind: Kind) -> (String, tempfile::TempDir, Option<Arc<Server>>) {
         return (format!("sqlite://{}", path.display()), folder, None);
     }
     let server = shared(kind);
-    let url = match &*server {
-        Server::MariaDb(server, _) => server.database(&name).unwrap(),
-        Server::Postgres(server, _) => server.database(&name).unwrap(),
+    let url = match &server.program {
+        Program::MariaDb(server) => server.database(&name).unwrap(),
+        Program::Postgres(server) => server.database(&name).unwrap(),
     };
     (url, folder, Some(server))
 }
@@ -84,51 +90,52 @@ fn shared(kind: Kind) -> Arc<Server> {
         return server;
     }
     let (run, host) = (Run::new().unwrap(), Host::local());
-    let server = Arc::new(match kind {
-        Kind::MariaDb => Server::MariaDb(MariaDb::start(&host, &run).unwrap(), run),
-        _ => Server::Postgres(Postgres::start(&host, &run).unwrap(), run),
-    });
+    let program = match kind {
+        Kind::MariaDb => Program::MariaDb(MariaDb::start(&host, &run).unwrap()),
+        _ => Program::Postgres(Postgres::start(&host, &run).unwrap()),
+    };
+    let server = Arc::new(Server { program, _run: run });
     *slot = Arc::downgrade(&server);
     server
 }
 
 // === names ===
 
-pub fn repository(name: &str) -> RepositoryName {
+pub(crate) fn repository(name: &str) -> RepositoryName {
     name.parse().unwrap()
 }
 
-pub fn tag(name: &str) -> TagName {
+pub(crate) fn tag(name: &str) -> TagName {
     name.parse().unwrap()
 }
 
-pub fn digest(content: &str) -> Digest {
+pub(crate) fn digest(content: &str) -> Digest {
     Digest::of(Algorithm::Sha256, content.as_bytes())
 }
 
 /// An upload's id, different for every number.
-pub fn key(number: u64) -> UploadId {
+pub(crate) fn key(number: u64) -> UploadId {
     let mut random = [0; 10];
     random[..8].copy_from_slice(&number.to_be_bytes());
     UploadId::new(1_700_000_000_000 + number, random)
 }
 
-pub fn blob_entry(key: UploadId, digest: &Digest, size: u64) -> String {
+pub(crate) fn blob_entry(key: UploadId, digest: &Digest, size: u64) -> String {
     format!("blob {key} {digest} {size}")
 }
 
-pub fn tag_entry(tag: &TagName, change: ChangeId) -> String {
+pub(crate) fn tag_entry(tag: &TagName, change: ChangeId) -> String {
     format!("tag {tag} {change}")
 }
 
-pub fn record_entry(record: &str) -> String {
+pub(crate) fn record_entry(record: &str) -> String {
     format!("manifest {record}")
 }
 
 // === manifests ===
 
 /// An image of these layers; its configuration is the first.
-pub fn image(layers: &[Digest], more: Value) -> Manifest {
+pub(crate) fn image(layers: &[Digest], more: Value) -> Manifest {
     let descriptor =
         |media_type: &str, digest: &Digest| json!({"mediaType": media_type, "digest": digest.to_string(), "size": 7});
     let mut document = json!({
@@ -143,7 +150,7 @@ pub fn image(layers: &[Digest], more: Value) -> Manifest {
 }
 
 /// An index of these manifests.
-pub fn index(children: &[Digest]) -> Manifest {
+pub(crate) fn index(children: &[Digest]) -> Manifest {
     let descriptor = |digest: &Digest| json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest.to_string(), "size": 7});
     parse(&json!({
         "schemaVersion": 2,
@@ -153,7 +160,7 @@ pub fn index(children: &[Digest]) -> Manifest {
 }
 
 /// `subject` for [`image`].
-pub fn about(subject: &Digest) -> Value {
+pub(crate) fn about(subject: &Digest) -> Value {
     json!({"subject": {
         "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": subject.to_string(), "size": 7,
     }})
@@ -164,14 +171,14 @@ fn parse(document: &Value) -> Manifest {
     Manifest::parse(Bytes::from(serde_json::to_vec(document).unwrap()), None, &limits).unwrap()
 }
 
-pub fn digest_of(manifest: &Manifest) -> Digest {
+pub(crate) fn digest_of(manifest: &Manifest) -> Digest {
     manifest.digest(Algorithm::Sha256)
 }
 
 // === pushing ===
 
 /// Commits a blob whose content is its name.
-pub async fn push_blob(db: &Db, into: &str, content: &str, number: u64, now_ms: i64) -> BlobCommit {
+pub(crate) async fn push_blob(db: &Db, into: &str, content: &str, number: u64, now_ms: i64) -> BlobCommit {
     let (repository, digest, size) = (repository(into), digest(content), content.len() as u64);
     let entry = blob_entry(key(number), &digest, size);
     db.commit_blob(&NewBlob {
@@ -187,7 +194,7 @@ pub async fn push_blob(db: &Db, into: &str, content: &str, number: u64, now_ms: 
     .unwrap()
 }
 
-pub async fn try_put(
+pub(crate) async fn try_put(
     db: &Db,
     into: &str,
     manifest: &Manifest,
@@ -212,23 +219,23 @@ pub async fn try_put(
     .await
 }
 
-pub async fn put(db: &Db, into: &str, manifest: &Manifest, tags: &[&str], now_ms: i64) -> ManifestPut {
+pub(crate) async fn put(db: &Db, into: &str, manifest: &Manifest, tags: &[&str], now_ms: i64) -> ManifestPut {
     try_put(db, into, manifest, tags, now_ms).await.unwrap()
 }
 
 /// Pushes an image of one blob, which is made of the names.
-pub async fn push_image(db: &Db, into: &str, content: &str, tags: &[&str], number: u64, now_ms: i64) -> Digest {
+pub(crate) async fn push_image(db: &Db, into: &str, content: &str, tags: &[&str], number: u64, now_ms: i64) -> Digest {
     push_blob(db, into, content, number, now_ms).await;
     let manifest = image(&[digest(content)], json!({}));
     put(db, into, &manifest, tags, now_ms).await;
     digest_of(&manifest)
 }
 
-pub async fn delete(db: &Db, from: RepositoryId, digest: &Digest, now_ms: i64) -> Option<DeletedManifest> {
+pub(crate) async fn delete(db: &Db, from: RepositoryId, digest: &Digest, now_ms: i64) -> Option<DeletedManifest> {
     db.delete_manifest(&deletion(from, digest, now_ms)).await.unwrap()
 }
 
-pub fn deletion(from: RepositoryId, digest: &Digest, now_ms: i64) -> DeleteManifest<'_> {
+pub(crate) fn deletion(from: RepositoryId, digest: &Digest, now_ms: i64) -> DeleteManifest<'_> {
     DeleteManifest {
         repository: from,
         digest,
@@ -239,12 +246,12 @@ pub fn deletion(from: RepositoryId, digest: &Digest, now_ms: i64) -> DeleteManif
     }
 }
 
-pub async fn id(db: &Db, name: &str) -> RepositoryId {
+pub(crate) async fn id(db: &Db, name: &str) -> RepositoryId {
     db.repository_id(&repository(name)).await.unwrap().unwrap()
 }
 
 /// Collects until there is nothing left to look at; the sum.
-pub async fn collect_all(db: &Db, now_ms: i64) -> Collected {
+pub(crate) async fn collect_all(db: &Db, now_ms: i64) -> Collected {
     let mut sum = Collected::default();
     loop {
         let step = db.collect(now_ms, 100, false, &blob_entry).await.unwrap();
@@ -260,7 +267,7 @@ pub async fn collect_all(db: &Db, now_ms: i64) -> Collected {
 }
 
 /// The texts of all removals, sorted; they are gone afterwards.
-pub async fn take_removals(db: &Db) -> Vec<String> {
+pub(crate) async fn take_removals(db: &Db) -> Vec<String> {
     let mut entries = Vec::new();
     loop {
         let some = db.removals(i64::MAX / 2, i64::MAX / 2, 1000).await.unwrap();
@@ -273,14 +280,14 @@ pub async fn take_removals(db: &Db) -> Vec<String> {
     }
 }
 
-pub async fn tag_digest(db: &Db, from: &str, name: &str) -> Option<Digest> {
+pub(crate) async fn tag_digest(db: &Db, from: &str, name: &str) -> Option<Digest> {
     let reference = Reference::Tag(tag(name));
     let head = db.manifest_head(id(db, from).await, &reference).await.unwrap();
     head.map(|head| head.digest)
 }
 
 /// Waits for something that others do, for a few seconds at most.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..300 {
         if holds().await {
             return;

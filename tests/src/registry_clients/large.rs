@@ -36,8 +36,7 @@ fn large(run: &Run) -> CaseResult {
     let folder = run.data_dir("layout")?;
     let layer = layout(&scene.host, &folder)?;
     let reference = scene.repository("team/large:v1");
-    let copy = scene.tools.skopeo().args(["copy", "--preserve-digests", "--dest-tls-verify=false"]);
-    let pushed = copy.args([format!("oci:{}:image", folder.display()), format!("docker://{reference}")]).run(CLIENT)?;
+    let pushed = scene.tools.copy(&format!("oci:{}:image", folder.display()), &format!("docker://{reference}"))?;
     let pulled = run.data_dir("pulled")?;
     let pull = scene.tools.crane()?.args(["pull", "--format", "oci", &reference]).arg(&pulled).run(CLIENT)?;
     let memory = scene.registry.process().memory()?;

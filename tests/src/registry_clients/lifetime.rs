@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use harness::{Authority, Curl, Proc, Run, Signal, Skopeo};
+use harness::{Authority, Curl, Proc, Run, Signal};
 
-use super::scene::{CLIENT, OPEN, Scene, digest_of, layout, one_platform};
+use super::scene::{CLIENT, OPEN, Scene, digest_of, one_platform};
 use crate::runner::{Case, CaseResult, Outcome, anywhere};
 
 const BLOB_BYTES: u64 = 40_000_000;
@@ -89,11 +89,9 @@ fn certificate(run: &Run) -> CaseResult {
 
     // HTTP/2, as skopeo speaks it over TLS.
     let image = one_platform(run)?;
-    let ca = new.path().display().to_string();
-    let reference = scene.repository("team/app:v1");
-    let push = scene.tools.skopeo().env("SSL_CERT_FILE", &ca).args(["copy", "--preserve-digests"]);
-    push.args([layout(&image), format!("docker://{reference}")]).run(CLIENT)?;
-    Skopeo::new(&scene.host, run, false)?.env("SSL_CERT_FILE", &ca).pull(&reference, CLIENT)?.verify(&image)?;
+    let (tools, reference) = (scene.tools.trusting(new.path()), scene.repository("team/app:v1"));
+    tools.push(&image, &reference)?;
+    tools.pulls_whole(run, &reference, &image)?;
     scene.check()?;
     Ok(Outcome::Passed)
 }

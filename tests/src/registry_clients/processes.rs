@@ -12,8 +12,8 @@ use harness::{DockerOptions, Host, LoadBalancer, MariaDb, Net, Run, S3Kind, S3Se
 use super::{
     runtimes::Loaded,
     scene::{
-        Asked, CLIENT, OPEN, Tools, asked, check_calm, digest_of, logged, network_of, one_host, one_platform, printed,
-        two_platforms,
+        Asked, CLIENT, OPEN, Tools, asked, check_calm, digest_of, logged, one_host, one_platform, printed,
+        trusted_proxy, two_platforms,
     },
 };
 use crate::runner::{Case, CaseResult, Outcome, anywhere, rooted};
@@ -54,8 +54,8 @@ impl Pair {
         let bucket = bucket(&storage)?;
         let start = || {
             // python-dxf needs a Location with a host in it: nginx says which.
-            let trusted = format!("trusted_proxies = [\"{}\"]\n{OPEN}", network_of(host.addr(0)));
-            let config = logged(&(trusted + &storage.store(&bucket) + &SkimmerRegistry::database(&database.url())));
+            let keys = trusted_proxy(&host) + OPEN;
+            let config = logged(&(keys + &storage.store(&bucket) + &SkimmerRegistry::database(&database.url())));
             SkimmerRegistry::start(&host, run, &config)
         };
         let processes = [start()?, start()?];
@@ -115,7 +115,7 @@ fn docker(run: &Run) -> CaseResult {
     let pair = Pair::start(run, S3Kind::Minio)?;
     let image = one_platform(run)?;
     let options = DockerOptions { insecure: vec![pair.balancer.name()], ..DockerOptions::default() };
-    let loaded = Loaded::new(&pair.host, run, &options, &image)?;
+    let loaded = Loaded::new(&Tools::new(&pair.host, run)?, run, &options, &image)?;
     let references = [pair.repository("team/app:v1"), pair.repository("other/copy:v1")];
     loaded.push(&references[0])?;
     let said = loaded.push(&references[1])?;

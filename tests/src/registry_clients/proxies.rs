@@ -1,11 +1,11 @@
 //! Behind nginx that speaks TLS: clients follow every `Location` to where they came from.
 
 use anyhow::{Context, ensure};
-use harness::{Authority, DockerOptions, LoadBalancer, Run};
+use harness::{Authority, Curl, DockerOptions, LoadBalancer, Run};
 
 use super::{
     runtimes::Loaded,
-    scene::{CLIENT, OPEN, Tools, check_calm, layout, network_of, on_files, one_host, one_platform},
+    scene::{OPEN, Tools, check_calm, on_files, one_host, one_platform, trusted_proxy},
 };
 use crate::runner::{Case, CaseResult, Outcome, rooted};
 
@@ -35,14 +35,14 @@ fn behind_tls(run: &Run, locations: Locations) -> CaseResult {
     let host = net.host("here");
     let trusted = match locations {
         Locations::Relative => String::new(),
-        Locations::Forwarded => format!("trusted_proxies = [\"{}\"]\n", network_of(host.addr(0))),
+        Locations::Forwarded => trusted_proxy(&host),
     };
     let registry = on_files(&host, run, &format!("{trusted}{OPEN}"))?;
     let authority = Authority::new(&run.data_dir("ca")?)?;
     let certificate = authority.issue("nginx", &["registry.test"], &[host.ip()])?;
     let nginx = LoadBalancer::start(&host, run, &[registry.addr()], Some(&certificate))?;
 
-    let begin = harness::Curl::new(&host).ca(authority.path()).args(["-X", "POST"]).header("Content-Length", "0");
+    let begin = Curl::new(&host).ca(authority.path()).args(["-X", "POST"]).header("Content-Length", "0");
     let begin = begin.get(&nginx.url("/v2/team/app/blobs/uploads/"))?;
     let location = begin.header("location").context("an upload without a location")?;
     let start = match locations {
@@ -52,21 +52,18 @@ fn behind_tls(run: &Run, locations: Locations) -> CaseResult {
     ensure!(begin.status == 202 && location.starts_with(&start), "{}, Location: {location}", begin.status);
 
     let image = one_platform(run)?;
-    let ca = authority.path().to_owned();
-    let options = DockerOptions { ca: Some(ca.clone()), ..DockerOptions::default() };
-    let loaded = Loaded::new(&host, run, &options, &image)?;
+    let tools = Tools::new(&host, run)?.trusting(authority.path());
+    let options = DockerOptions { ca: Some(authority.path().to_owned()), ..DockerOptions::default() };
+    let loaded = Loaded::new(&tools, run, &options, &image)?;
     let [first, second] = ["team/app:v1", "other/copy:v1"].map(|reference| format!("{}/{reference}", nginx.name()));
     loaded.push(&first)?;
     loaded.push(&second)?;
     loaded.forget(&[&first, &second])?;
     loaded.pulls_back(&second, &image)?;
 
-    let tools = Tools::new(&host, run)?;
-    let skopeo = || tools.skopeo().env("SSL_CERT_FILE", &ca).env("SSL_CERT_DIR", "/nonexistent").arg("copy");
-    let reference = format!("docker://{}/skopeo/app:v1", nginx.name());
-    skopeo().args(["--preserve-digests", &layout(&image), &reference]).run(CLIENT)?;
-    let pulled = harness::Skopeo::new(&host, run, false)?.env("SSL_CERT_FILE", &ca.display().to_string());
-    pulled.pull(reference.trim_start_matches("docker://"), CLIENT)?.verify(&image)?;
+    let reference = format!("{}/skopeo/app:v1", nginx.name());
+    tools.push(&image, &reference)?;
+    tools.pulls_whole(run, &reference, &image)?;
     check_calm(&registry)?;
     Ok(Outcome::Passed)
 }

@@ -1,12 +1,20 @@
 //! Container runtimes with daemons or storage of their own: docker, containerd, podman, buildah.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, ensure};
-use harness::{Containerd, Docker, DockerOptions, Host, HostsToml, Image, Podman, PodmanMirror, ProcBuilder, Run};
+use harness::{
+    Compression, Containerd, Content, Docker, DockerOptions, Host, HostsToml, Image, Podman, PodmanMirror, ProcBuilder,
+    Run,
+};
 use proto::{Algorithm, Digest};
 
-use super::scene::{CLIENT, Scene, archive, layout, mounts, one_platform, printed, refused, two_platforms, uploads};
+use super::scene::{
+    CLIENT, Scene, Tools, archive, layout, mounts, one_platform, printed, refused, two_platforms, uploads,
+};
 use crate::runner::{Case, CaseResult, Outcome, rooted};
 
 /// Who may come in where not everybody may.
@@ -44,13 +52,13 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// Starts dockerd and loads the image.
-    pub(super) fn new(scene: &Host, run: &Run, options: &DockerOptions, image: &Image) -> anyhow::Result<Self> {
-        let docker = Docker::start(scene, run, options)?;
+    pub(super) fn new(tools: &Tools, run: &Run, options: &DockerOptions, image: &Image) -> anyhow::Result<Self> {
+        let docker = Docker::start(tools.host(), run, options)?;
         let archive = run.data_dir("docker-archive")?.join("image.tar");
         let name = "loaded:image".to_owned();
-        let skopeo = scene.program("skopeo").args(["--insecure-policy", "copy"]);
-        skopeo.args([layout(image), format!("docker-archive:{}:{name}", archive.display())]).run(CLIENT)?;
-        let loaded = Self { docker, folder: folder_of(run, "docker")?, host: scene.clone(), name };
+        let copy = tools.skopeo().args(["copy", &layout(image)]);
+        copy.arg(format!("docker-archive:{}:{name}", archive.display())).run(CLIENT)?;
+        let loaded = Self { docker, folder: folder_of(run, "docker")?, host: tools.host().clone(), name };
         loaded.docker().args(["load", "-i"]).arg(&archive).run(CLIENT)?;
         Ok(loaded)
     }
@@ -104,7 +112,7 @@ fn docker(run: &Run) -> CaseResult {
     let scene = Scene::open(run)?;
     let image = one_platform(run)?;
     let options = DockerOptions { insecure: vec![scene.registry.name()], ..DockerOptions::default() };
-    let loaded = Loaded::new(&scene.host, run, &options, &image)?;
+    let loaded = Loaded::new(&scene.tools, run, &options, &image)?;
     let (first, second) = (scene.repository("team/app:v1"), scene.repository("other/copy:v1"));
     loaded.push(&first)?;
 
@@ -122,8 +130,14 @@ fn docker(run: &Run) -> CaseResult {
 
     loaded.forget(&[&first, &scene.repository("team/app:v2"), &second])?;
     loaded.pulls_back(&second, &image)?;
-    // docker checks layers by what they unpack to; skopeo by their digests.
-    scene.tools.crane()?.args(["validate", "--remote", &first]).run(CLIENT)?;
+    // docker checks layers by what they unpack to, skopeo by their digests.
+    scene.tools.pull(run, &first)?;
+
+    // Of an index it takes this machine's platform.
+    let index = Image::builder().layer(500_000, Compression::Gzip, Content::Random).two_platforms().build(run)?;
+    let reference = scene.repository("team/index:v1");
+    scene.tools.push(&index, &reference)?;
+    loaded.docker.pull(&reference, CLIENT)?.verify(&index)?;
     scene.check()?;
     Ok(Outcome::Passed)
 }
@@ -137,7 +151,7 @@ fn login(run: &Run) -> CaseResult {
     let image = one_platform(run)?;
     let name = scene.registry.name();
     let options = DockerOptions { insecure: vec![name.clone()], ..DockerOptions::default() };
-    let loaded = Loaded::new(&scene.host, run, &options, &image)?;
+    let loaded = Loaded::new(&scene.tools, run, &options, &image)?;
     let reference = scene.repository("team/app:v1");
     refused(loaded.pushing(&reference)?, "no basic auth credentials")?;
     let Err(wrong) = loaded.docker.login(&name, USER.0, "wrong") else {
@@ -156,8 +170,8 @@ fn login(run: &Run) -> CaseResult {
     loaded.pulls_back(&reference, &image)?;
     let inspect = || scene.tools.skopeo().args(["inspect", "--raw", "--tls-verify=false"]);
     let source = format!("docker://{reference}");
-    refused(inspect().arg(&source), "authentication required")?;
-    refused(inspect().args(["--creds", "ann:wrong"]).arg(&source), "invalid username/password")?;
+    refused(inspect().arg(&source), "unauthorized")?;
+    refused(inspect().args(["--creds", "ann:wrong"]).arg(&source), "unauthorized")?;
     inspect().args(["--creds", &format!("{}:{}", USER.0, USER.1)]).arg(&source).run(CLIENT)?;
     scene.check()?;
     Ok(Outcome::Passed)
@@ -196,8 +210,15 @@ fn with_storage(scene: &Scene, run: &Run, program: &'static str) -> anyhow::Resu
     fs::write(etc.join("registries.conf"), "unqualified-search-registries = []\n")?;
     fs::write(folder.join("auth.json"), "{}")?;
     let host = scene.host.clone();
+    // Where root's podman and buildah keep what they know of blobs, whatever their storage is. They make it if need be.
+    let known = Path::new("/var/lib/containers");
+    let known = known.is_dir().then(|| (folder.join("known"), known));
+    if let Some((ours, _)) = &known {
+        fs::create_dir(ours)?;
+    }
     Ok(move || {
         let command = host.program(program).bind(&etc, "/etc/containers").dir(&folder);
+        let command = known.iter().fold(command, |command, (ours, theirs)| command.bind(ours, *theirs));
         let command = command.arg("--root").arg(folder.join("root")).arg("--runroot").arg(folder.join("run"));
         let command = command.args(["--storage-driver", "overlay"]).env("HOME", &folder).env("TMPDIR", &folder);
         command.env("REGISTRY_AUTH_FILE", folder.join("auth.json"))
@@ -241,7 +262,7 @@ fn podman(run: &Run) -> CaseResult {
         fresh.pull(&pushed(number), None, CLIENT)?.verify(image)?;
     }
     ensure!(platforms(&scene, "team/list")? == ["amd64", "riscv64"], "the list has other platforms");
-    scene.tools.crane()?.args(["validate", "--remote", &list]).run(CLIENT)?;
+    scene.tools.pull(run, &list)?;
     scene.check()?;
     Ok(Outcome::Passed)
 }

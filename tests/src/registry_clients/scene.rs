@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::Read,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -35,6 +34,8 @@ pub(super) struct Scene {
 pub(super) struct Tools {
     host: Host,
     home: PathBuf,
+    /// Whose certificates skopeo takes; without it skopeo speaks HTTP.
+    ca: Option<PathBuf>,
 }
 
 /// What a registry was asked, by its access log.
@@ -155,7 +156,16 @@ pub(super) fn uploads(asked: &[Asked], repository: &str) -> usize {
 
 impl Tools {
     pub(super) fn new(host: &Host, run: &Run) -> anyhow::Result<Self> {
-        Ok(Self { host: host.clone(), home: run.data_dir("home")? })
+        Ok(Self { host: host.clone(), home: run.data_dir("home")?, ca: None })
+    }
+
+    /// For a registry with a certificate of this authority.
+    pub(super) fn trusting(&self, ca: &Path) -> Self {
+        Self { ca: Some(ca.to_owned()), ..self.clone() }
+    }
+
+    pub(super) const fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Where they are started: names of files are relative to it.
@@ -164,10 +174,9 @@ impl Tools {
     }
 
     fn at_home(&self, program: ProcBuilder) -> ProcBuilder {
-        let program = ["HOME", "TMPDIR", "DOCKER_CONFIG"].into_iter().fold(program, |program, name| {
-            // Large layers lie there on their way.
-            program.env(name, &self.home)
-        });
+        // Large layers lie in TMPDIR on their way.
+        let folders = ["HOME", "TMPDIR", "DOCKER_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
+        let program = folders.into_iter().fold(program, |program, name| program.env(name, &self.home));
         program.env("REGISTRY_AUTH_FILE", self.home.join("auth.json")).env("NO_PROXY", "*").dir(&self.home)
     }
 
@@ -198,23 +207,39 @@ impl Tools {
         Ok(dxf.env("DXF_HOST", registry).env("DXF_INSECURE", "1").env("DXF_PROGRESS", "0"))
     }
 
-    /// skopeo; `--tls-verify=false` and the like belong after the command.
+    /// skopeo; where HTTP is spoken, `--tls-verify=false` and the like belong after the command.
     pub(super) fn skopeo(&self) -> ProcBuilder {
-        self.at_home(self.host.program("skopeo")).arg("--insecure-policy")
+        let skopeo = self.at_home(self.host.program("skopeo")).arg("--insecure-policy");
+        // Even root's knowledge of where blobs were seen is then kept in the home folder.
+        let skopeo = skopeo.env("_CONTAINERS_ROOTLESS_UID", "1");
+        match &self.ca {
+            Some(ca) => skopeo.env("SSL_CERT_FILE", ca).env("SSL_CERT_DIR", "/nonexistent"),
+            None => skopeo,
+        }
     }
 
     /// Copies all of an image to `address:port/repository:tag` with skopeo, as it is.
     pub(super) fn push(&self, image: &Image, reference: &str) -> anyhow::Result<()> {
-        let copy = self.skopeo().args(["copy", "--all", "--preserve-digests", "--dest-tls-verify=false"]);
-        copy.args([layout(image), format!("docker://{reference}")]).run(CLIENT).map(drop)
+        self.copy(&layout(image), &format!("docker://{reference}")).map(drop)
     }
 
-    /// skopeo gets all of the image from there, with every manifest, configuration and layer as they were made.
-    pub(super) fn pulls_whole(&self, run: &Run, reference: &str, image: &Image) -> anyhow::Result<()> {
+    /// skopeo gets all of what the reference names, into a layout; it checks every digest.
+    pub(super) fn pull(&self, run: &Run, reference: &str) -> anyhow::Result<PathBuf> {
         let pulled = run.data_dir("pulled")?;
-        let copy = self.skopeo().args(["copy", "--all", "--preserve-digests", "--src-tls-verify=false"]);
-        copy.args([format!("docker://{reference}"), format!("oci:{}:image", pulled.display())]).run(CLIENT)?;
-        same_blobs(&pulled, image)
+        self.copy(&format!("docker://{reference}"), &format!("oci:{}:image", pulled.display()))?;
+        Ok(pulled)
+    }
+
+    /// skopeo copies everything as it is.
+    pub(super) fn copy(&self, from: &str, to: &str) -> anyhow::Result<Finished> {
+        let verify = |side: &str| format!("--{side}-tls-verify={}", self.ca.is_some());
+        let copy = self.skopeo().args(["copy", "--all", "--preserve-digests", &verify("src"), &verify("dest")]);
+        copy.args([from, to]).run(CLIENT)
+    }
+
+    /// All of the image comes from there, every manifest, configuration and layer as it was made.
+    pub(super) fn pulls_whole(&self, run: &Run, reference: &str, image: &Image) -> anyhow::Result<()> {
+        same_blobs(&self.pull(run, reference)?, image)
     }
 
     /// A file of random bytes in the home folder.
@@ -293,7 +318,7 @@ pub(super) fn printed(finished: &Finished) -> String {
     String::from_utf8_lossy(&finished.stdout).trim().to_owned()
 }
 
-/// A command that has to fail, and to say this; returns all it said.
+/// A command that has to fail, and to say this.
 pub(super) fn refused(command: ProcBuilder, word: &str) -> anyhow::Result<()> {
     let finished = command.output(CLIENT)?;
     let said = format!("{}{}", printed(&finished), finished.stderr);
@@ -302,7 +327,7 @@ pub(super) fn refused(command: ProcBuilder, word: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As trusted proxies are written: this one address.
-pub(super) fn network_of(addr: SocketAddr) -> String {
-    format!("{}/32", addr.ip())
+/// The key that makes this host a proxy whose word is taken.
+pub(super) fn trusted_proxy(proxy: &Host) -> String {
+    format!("trusted_proxies = [\"{}/32\"]\n", proxy.ip())
 }

@@ -25,6 +25,9 @@ const IMPATIENT_STORAGE: &str =
 /// What a client may have to wait for its 503: the longest of the times above, a few times over.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A request that can be made again.
+type Ask<'a> = Box<dyn FnMut(&mut Client) -> Result<Response> + 'a>;
+
 pub(super) fn cases() -> Vec<Case> {
     vec![
         anywhere("registry outages: MariaDB is killed, hangs, comes back: 503 and when to come back", mariadb),
@@ -127,7 +130,7 @@ fn lost_commit(run: &Run, kind: Database) -> CaseResult {
     let mut client = site.client();
     let first = Manifest::image("first", &[Blob::random(MIB, 530)]);
     client.push_image("a/b", "first", &first)?;
-    let mut tried = |what: &str, again: u16, mut request: Box<dyn FnMut(&mut Client) -> Result<Response> + '_>| {
+    let mut tried = |what: &str, again: u16, mut request: Ask<'_>| {
         proxy.lose_next_commit();
         let response = request(&mut client)?;
         ensure!(proxy.lost() == 1, "{what}: no answer was lost, nothing was tested: {}", response.told());
@@ -140,7 +143,7 @@ fn lost_commit(run: &Run, kind: Database) -> CaseResult {
         Ok(())
     };
     let blob = Blob::random(MIB, 531);
-    let image = Manifest::image("lost", &[blob.clone()]);
+    let image = Manifest::image("lost", std::slice::from_ref(&blob));
     // One upload, ended twice.
     let upload = site.client().begin("a/b")?;
     tried("the end of an upload", 201, Box::new(|client| client.finish(&upload, &blob.digest, &blob.bytes)))?;
@@ -270,7 +273,6 @@ fn slow_down(run: &Run) -> CaseResult {
     client.patch(&upload, 0, &blob.bytes[..6 * MIB])?.is(202, "a chunk")?;
     proxy.slow_down(FOR_EVER);
     let late = Manifest::image("late", &[]);
-    type Ask<'a> = Box<dyn FnMut(&mut Client) -> Result<Response> + 'a>;
     let asked: [(&str, Ask<'_>); 4] = [
         ("a small push", Box::new(|client| client.try_push("a/b", &late.blobs[0]))),
         ("a large push", Box::new(|client| client.try_push("a/b", &Blob::random(12 * MIB, 581)))),

@@ -86,7 +86,7 @@ impl Content {
         let mut long = image("long", 11);
         long.digest = Digest::of(Algorithm::Sha512, &long.bytes);
         client.push_image(REPOSITORY, "", &long)?;
-        let mounted = Manifest::image("mounted", &[shared.clone()]);
+        let mounted = Manifest::image("mounted", std::slice::from_ref(&shared));
         client.mount(OTHER, &shared, Some(REPOSITORY))?.is(201, "mount")?;
         client.push(OTHER, &mounted.blobs[0])?;
         client.put_manifest(OTHER, "latest", &mounted)?.is(201, "push of a manifest")?;

@@ -183,7 +183,7 @@ fn same_blob(run: &Run) -> CaseResult {
                     // In one repository, or in several; in one request with a body, or in three.
                     let repository = if round % 2 == 0 { "a/b".to_owned() } else { format!("a/b{number}") };
                     barrier.wait();
-                    if number % 2 == 0 {
+                    if number.is_multiple_of(2) {
                         client.push(&repository, blob)?;
                     } else {
                         let upload = client.begin(&repository)?;

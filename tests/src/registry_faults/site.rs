@@ -180,10 +180,11 @@ impl Servers {
     pub(crate) fn spoil(&self, name: &str, content: Option<&[u8]>) -> Result<()> {
         let Some(s3) = &self.s3 else {
             let path = self.store().join(name);
-            return Ok(match content {
+            match content {
                 Some(content) => std::fs::write(path, content)?,
                 None => std::fs::remove_file(path)?,
-            });
+            }
+            return Ok(());
         };
         let url = format!("{}/{BUCKET}/{name}", s3.endpoint());
         let reply = match content {

@@ -122,8 +122,11 @@ impl Call {
     }
 }
 
+/// What a call is for, and how it is known.
+type Step<'s> = (&'s str, &'s dyn Fn(&Call) -> bool);
+
 /// Finds, one after the other, calls of which each began after the one before was over.
-pub(crate) fn in_order<'c>(calls: &'c [Call], steps: &[(&str, &dyn Fn(&Call) -> bool)]) -> Result<Vec<&'c Call>> {
+pub(crate) fn in_order<'c>(calls: &'c [Call], steps: &[Step<'_>]) -> Result<Vec<&'c Call>> {
     let mut found: Vec<&Call> = Vec::new();
     for (what, is_it) in steps {
         let after = found.last().map_or(0, |call| call.end + 1);

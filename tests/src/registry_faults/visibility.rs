@@ -123,7 +123,7 @@ fn leases(run: &Run) -> CaseResult {
         client.pulls("a/b", tag, image).context("leases are over, manifests need it")?;
     }
     // The last look counts, and then a manifest does.
-    let late = Manifest::image("late", &[watched.clone()]);
+    let late = Manifest::image("late", std::slice::from_ref(&watched));
     client.push("a/b", &late.blobs[0])?;
     client.put_manifest("a/b", "late", &late)?.is(201, "the manifest comes after twice the lease")?;
 

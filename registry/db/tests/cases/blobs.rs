@@ -10,7 +10,7 @@ fn stored(commit: BlobCommit) -> Link {
     linked.link
 }
 
-pub async fn a_committed_blob_is_readable_in_its_repository_only(ground: &Ground) {
+pub(crate) async fn a_committed_blob_is_readable_in_its_repository_only(ground: &Ground) {
     let db = &ground.db;
     assert!(db.repository_id(&repository("a")).await.unwrap().is_none());
     let link = stored(push_blob(db, "a", "one", 1, 5).await);
@@ -25,7 +25,7 @@ pub async fn a_committed_blob_is_readable_in_its_repository_only(ground: &Ground
     assert!(!db.is_empty().await.unwrap());
 }
 
-pub async fn a_digest_that_is_there_keeps_its_first_bytes(ground: &Ground) {
+pub(crate) async fn a_digest_that_is_there_keeps_its_first_bytes(ground: &Ground) {
     let db = &ground.db;
     let first = stored(push_blob(db, "a", "one", 1, 5).await);
     let commit = push_blob(db, "b", "one", 2, 6).await;
@@ -36,7 +36,7 @@ pub async fn a_digest_that_is_there_keeps_its_first_bytes(ground: &Ground) {
     assert_eq!(take_removals(db).await, [blob_entry(key(2), &digest("one"), 3)]);
 }
 
-pub async fn committing_again_is_harmless(ground: &Ground) {
+pub(crate) async fn committing_again_is_harmless(ground: &Ground) {
     let db = &ground.db;
     db.save_checkpoint(key(1), &repository("a"), "state", 3, None, 4).await.unwrap();
     let first = stored(push_blob(db, "a", "one", 1, 5).await);
@@ -50,7 +50,7 @@ pub async fn committing_again_is_harmless(ground: &Ground) {
     assert_eq!(db.link(id(db, "a").await, &digest("two")).await.unwrap(), None);
 }
 
-pub async fn bytes_that_were_given_up_are_never_committed(ground: &Ground) {
+pub(crate) async fn bytes_that_were_given_up_are_never_committed(ground: &Ground) {
     let db = &ground.db;
     // The loser of two uploads, retried after the winner is gone.
     push_blob(db, "a", "one", 1, 0).await;
@@ -70,7 +70,7 @@ pub async fn bytes_that_were_given_up_are_never_committed(ground: &Ground) {
     assert_eq!(push_blob(db, "a", "four", 4, 10).await, BlobCommit::Over);
 }
 
-pub async fn a_mount_needs_a_link_in_its_source(ground: &Ground) {
+pub(crate) async fn a_mount_needs_a_link_in_its_source(ground: &Ground) {
     let db = &ground.db;
     let first = stored(push_blob(db, "a", "one", 1, 0).await);
     push_blob(db, "b", "two", 2, 0).await;
@@ -88,7 +88,7 @@ pub async fn a_mount_needs_a_link_in_its_source(ground: &Ground) {
     assert!(db.link(id(db, "d").await, &digest("one")).await.unwrap().is_some());
 }
 
-pub async fn leases_are_renewed_and_never_shortened(ground: &Ground) {
+pub(crate) async fn leases_are_renewed_and_never_shortened(ground: &Ground) {
     let db = &ground.db;
     let blob = stored(push_blob(db, "a", "one", 1, 0).await).blob;
     let a = id(db, "a").await;
@@ -108,7 +108,7 @@ pub async fn leases_are_renewed_and_never_shortened(ground: &Ground) {
     assert_eq!(db.renew_lease(a, BlobId(blob.0 + 100), 9000).await.unwrap(), Renewal::Gone);
 }
 
-pub async fn unlinking_takes_the_last_copy_away(ground: &Ground) {
+pub(crate) async fn unlinking_takes_the_last_copy_away(ground: &Ground) {
     let db = &ground.db;
     push_blob(db, "a", "one", 1, 0).await;
     db.mount(&digest("one"), None, &repository("b"), 0, LEASE_MS).await.unwrap();
@@ -123,7 +123,7 @@ pub async fn unlinking_takes_the_last_copy_away(ground: &Ground) {
     assert_eq!(push_blob(db, "a", "one", 1, 2).await, BlobCommit::Over);
 }
 
-pub async fn unlinking_leaves_what_a_manifest_needs(ground: &Ground) {
+pub(crate) async fn unlinking_leaves_what_a_manifest_needs(ground: &Ground) {
     let db = &ground.db;
     let manifest = push_image(db, "a", "one", &["t"], 1, 0).await;
     let a = id(db, "a").await;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-pub async fn what_nothing_needs_goes_when_its_lease_is_over(ground: &Ground) {
+pub(crate) async fn what_nothing_needs_goes_when_its_lease_is_over(ground: &Ground) {
     let db = &ground.db;
     push_blob(db, "a", "needed", 1, 0).await;
     push_blob(db, "a", "not needed", 2, 0).await;
@@ -33,7 +33,7 @@ pub async fn what_nothing_needs_goes_when_its_lease_is_over(ground: &Ground) {
     assert_eq!(db.collect(9000, 100, false, &blob_entry).await.unwrap().blobs, 1);
 }
 
-pub async fn a_dry_run_foresees_and_changes_nothing(ground: &Ground) {
+pub(crate) async fn a_dry_run_foresees_and_changes_nothing(ground: &Ground) {
     let db = &ground.db;
     for number in 0..10 {
         push_blob(db, "a", &format!("blob {number}"), number, 0).await;
@@ -48,7 +48,7 @@ pub async fn a_dry_run_foresees_and_changes_nothing(ground: &Ground) {
     assert_eq!(db.collect(LEASE_MS, 1, true, &blob_entry).await.unwrap(), Collected::default());
 }
 
-pub async fn removals_are_claimed(ground: &Ground) {
+pub(crate) async fn removals_are_claimed(ground: &Ground) {
     let db = &ground.db;
     for number in 0..10 {
         push_blob(db, "a", &format!("blob {number}"), number, 0).await;
@@ -67,7 +67,7 @@ pub async fn removals_are_claimed(ground: &Ground) {
     db.removed(&[]).await.unwrap();
 }
 
-pub async fn large_backlogs_are_worked_off_in_batches(ground: &Ground) {
+pub(crate) async fn large_backlogs_are_worked_off_in_batches(ground: &Ground) {
     let db = &ground.db;
     const BLOBS: u64 = 700;
     for number in 0..BLOBS {

@@ -24,7 +24,7 @@ async fn together<F: Future<Output = ()> + Send + 'static>(work: impl Fn(u64) ->
     }
 }
 
-pub async fn one_digest_is_stored_once(ground: &Ground) {
+pub(crate) async fn one_digest_is_stored_once(ground: &Ground) {
     const DIGESTS: u64 = 10;
     let db = &ground.db;
     let stored = Arc::new(std::sync::Mutex::new(HashMap::<u64, u64>::new()));
@@ -52,7 +52,7 @@ pub async fn one_digest_is_stored_once(ground: &Ground) {
     }
 }
 
-pub async fn one_tag_has_one_history(ground: &Ground) {
+pub(crate) async fn one_tag_has_one_history(ground: &Ground) {
     const PUSHES: u64 = 5;
     let db = &ground.db;
     push_blob(db, "a", "one", 1, 0).await;
@@ -96,7 +96,7 @@ fn collector(db: &Db, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<HashSet
     })
 }
 
-pub async fn pushes_and_the_collector(ground: &Ground) {
+pub(crate) async fn pushes_and_the_collector(ground: &Ground) {
     const PUSHES: u64 = 25;
     let db = &ground.db;
     let stop = Arc::new(AtomicBool::new(false));
@@ -139,7 +139,7 @@ pub async fn pushes_and_the_collector(ground: &Ground) {
     assert_eq!(pushed.len() as u64 + refused.load(Ordering::Relaxed), TASKS * PUSHES);
 }
 
-pub async fn mounts_and_the_collector(ground: &Ground) {
+pub(crate) async fn mounts_and_the_collector(ground: &Ground) {
     const ROUNDS: u64 = 20;
     let db = &ground.db;
     let stop = Arc::new(AtomicBool::new(false));
@@ -172,7 +172,7 @@ pub async fn mounts_and_the_collector(ground: &Ground) {
     assert_eq!(db.blobs_page(db::BlobId(0), 10).await.unwrap(), []);
 }
 
-pub async fn deletes_and_pushes(ground: &Ground) {
+pub(crate) async fn deletes_and_pushes(ground: &Ground) {
     const ROUNDS: u64 = 12;
     let db = &ground.db;
     for number in 0..4 {
@@ -212,7 +212,6 @@ pub async fn deletes_and_pushes(ground: &Ground) {
             ChangeKind::Delete => assert!(there.remove(&change.digest)),
             ChangeKind::Tag => drop(tags.insert(change.tag.unwrap(), change.digest)),
             ChangeKind::Untag => assert_eq!(tags.remove(&change.tag.unwrap()), Some(change.digest)),
-            _ => unreachable!("{change:?}"),
         }
     }
     let found = db.manifests_page(db::ManifestId(0), 100).await.unwrap();
@@ -221,7 +220,7 @@ pub async fn deletes_and_pushes(ground: &Ground) {
     assert_eq!(found.into_iter().map(|row| (row.tag, row.digest)).collect::<HashMap<_, _>>(), tags);
 }
 
-pub async fn collectors_beside_each_other(ground: &Ground) {
+pub(crate) async fn collectors_beside_each_other(ground: &Ground) {
     const BLOBS: u64 = 300;
     let db = &ground.db;
     for number in 0..BLOBS {
@@ -249,7 +248,7 @@ pub async fn collectors_beside_each_other(ground: &Ground) {
 }
 
 /// A client that goes away drops what is done for it.
-pub async fn futures_can_be_sent_and_dropped(ground: &Ground) {
+pub(crate) async fn futures_can_be_sent_and_dropped(ground: &Ground) {
     const ROUNDS: u64 = 30;
     let db = &ground.db;
     let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-pub async fn lists_are_in_the_order_of_bytes(ground: &Ground) {
+pub(crate) async fn lists_are_in_the_order_of_bytes(ground: &Ground) {
     let db = &ground.db;
     let names = ["b", "a", "a0", "a/b", "a-b", "a.b", "a_b", "ab", "a/b/c", "z9"];
     for (number, name) in names.iter().enumerate() {
@@ -42,7 +42,7 @@ pub async fn lists_are_in_the_order_of_bytes(ground: &Ground) {
 }
 
 /// A tenth of what `./dev bench catalog` pages through: enough to tell a lookup from a scan.
-pub async fn lists_of_many_are_quick(ground: &Ground) {
+pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
     const REPOSITORIES: usize = 1000;
     const TAGS: usize = 2000;
     let db = &ground.db;

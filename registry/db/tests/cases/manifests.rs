@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::*;
 
-pub async fn a_manifest_is_found_by_tag_and_digest(ground: &Ground) {
+pub(crate) async fn a_manifest_is_found_by_tag_and_digest(ground: &Ground) {
     let db = &ground.db;
     push_blob(db, "a", "one", 1, 0).await;
     let manifest = image(&[digest("one")], json!({"annotations": {"x": "ü\u{1F600}"}}));
@@ -31,7 +31,7 @@ pub async fn a_manifest_is_found_by_tag_and_digest(ground: &Ground) {
     assert_eq!(db.catalog(None, 10).await.unwrap(), ["a", "b"]);
 }
 
-pub async fn a_push_needs_its_blobs_and_children(ground: &Ground) {
+pub(crate) async fn a_push_needs_its_blobs_and_children(ground: &Ground) {
     let db = &ground.db;
     push_blob(db, "a", "one", 1, 0).await;
     push_blob(db, "b", "two", 2, 0).await;
@@ -59,7 +59,7 @@ pub async fn a_push_needs_its_blobs_and_children(ground: &Ground) {
     put(db, "a", &image(&[digest("one")], about(&digest("no such subject"))), &[], 0).await;
 }
 
-pub async fn pushing_again_changes_nothing(ground: &Ground) {
+pub(crate) async fn pushing_again_changes_nothing(ground: &Ground) {
     let db = &ground.db;
     push_blob(db, "a", "one", 1, 0).await;
     let manifest = image(&[digest("one")], json!({}));
@@ -77,7 +77,7 @@ pub async fn pushing_again_changes_nothing(ground: &Ground) {
     assert_eq!(db.changes(ChangeId(0), 10).await.unwrap().len(), 3);
 }
 
-pub async fn tags_move_and_their_history_stays(ground: &Ground) {
+pub(crate) async fn tags_move_and_their_history_stays(ground: &Ground) {
     let db = &ground.db;
     let one = push_image(db, "a", "one", &["t", "stays"], 1, 1).await;
     let two = push_image(db, "a", "two", &[], 2, 2).await;
@@ -96,7 +96,7 @@ pub async fn tags_move_and_their_history_stays(ground: &Ground) {
     assert_eq!(db.tags(a, None, 10).await.unwrap(), ["stays", "t"]);
 }
 
-pub async fn deleting_a_tag_leaves_the_manifest(ground: &Ground) {
+pub(crate) async fn deleting_a_tag_leaves_the_manifest(ground: &Ground) {
     let db = &ground.db;
     let one = push_image(db, "a", "one", &["t"], 1, 1).await;
     let a = id(db, "a").await;
@@ -112,7 +112,7 @@ pub async fn deleting_a_tag_leaves_the_manifest(ground: &Ground) {
     assert_eq!(collect_all(db, 10_000).await.unlinked, 0);
 }
 
-pub async fn deleting_a_manifest_takes_its_tags_and_leases_its_blobs(ground: &Ground) {
+pub(crate) async fn deleting_a_manifest_takes_its_tags_and_leases_its_blobs(ground: &Ground) {
     let db = &ground.db;
     push_blob(db, "a", "shared", 1, 0).await;
     push_blob(db, "a", "own", 2, 0).await;
@@ -140,7 +140,7 @@ pub async fn deleting_a_manifest_takes_its_tags_and_leases_its_blobs(ground: &Gr
     assert_eq!(kinds, [], "the delete is the last change");
 }
 
-pub async fn referrers_are_listed_in_pages(ground: &Ground) {
+pub(crate) async fn referrers_are_listed_in_pages(ground: &Ground) {
     let db = &ground.db;
     let subject = push_image(db, "a", "one", &[], 1, 0).await;
     let mut expected = Vec::new();
@@ -169,7 +169,7 @@ pub async fn referrers_are_listed_in_pages(ground: &Ground) {
     assert_eq!(db.referrers(a, &subject, ManifestId(0), 10).await.unwrap().len(), 4);
 }
 
-pub async fn large_manifests_and_many_layers(ground: &Ground) {
+pub(crate) async fn large_manifests_and_many_layers(ground: &Ground) {
     let db = &ground.db;
     let layers: Vec<Digest> = (0..1500).map(|number| digest(&format!("layer {number}"))).collect();
     for (number, _) in layers.iter().enumerate() {
@@ -192,7 +192,7 @@ pub async fn large_manifests_and_many_layers(ground: &Ground) {
     assert_eq!((collected.cleared, collected.blobs), (1, 1499));
 }
 
-pub async fn only_what_nothing_holds_counts_as_untagged(ground: &Ground) {
+pub(crate) async fn only_what_nothing_holds_counts_as_untagged(ground: &Ground) {
     let db = &ground.db;
     let tagged = push_image(db, "a", "tagged", &["t"], 1, 0).await;
     let child = push_image(db, "a", "child", &[], 2, 0).await;
@@ -224,7 +224,7 @@ pub async fn only_what_nothing_holds_counts_as_untagged(ground: &Ground) {
     assert!(!untagged(1000).await.contains(&child));
 }
 
-pub async fn changes_are_a_log(ground: &Ground) {
+pub(crate) async fn changes_are_a_log(ground: &Ground) {
     let db = &ground.db;
     let one = push_image(db, "a", "one", &["t"], 1, 1).await;
     let a = id(db, "a").await;

@@ -35,7 +35,7 @@ async fn all_tags(db: &Db) -> Vec<TagRow> {
     }
 }
 
-pub async fn pages_show_everything(ground: &Ground) {
+pub(crate) async fn pages_show_everything(ground: &Ground) {
     let db = &ground.db;
     let mut digests = HashSet::new();
     for (number, name) in ["b", "a", "c"].into_iter().enumerate() {
@@ -59,7 +59,7 @@ pub async fn pages_show_everything(ground: &Ground) {
     assert_eq!(db.tags_of_changes(&[tags[4].change, ChangeId(1_000_000)]).await.unwrap(), tags[4..5]);
 }
 
-pub async fn dangling_rows_are_found_and_repaired(ground: &Ground) {
+pub(crate) async fn dangling_rows_are_found_and_repaired(ground: &Ground) {
     let db = &ground.db;
     push_image(db, "a", "one", &["t"], 1, 0).await;
     collect_all(db, 5000).await;
@@ -110,7 +110,7 @@ pub async fn dangling_rows_are_found_and_repaired(ground: &Ground) {
     assert_eq!(collect_all(db, 100).await.blobs, 1);
 }
 
-pub async fn a_forgotten_blob_heals_with_the_next_push(ground: &Ground) {
+pub(crate) async fn a_forgotten_blob_heals_with_the_next_push(ground: &Ground) {
     let db = &ground.db;
     let manifest = push_image(db, "a", "one", &["t"], 1, 0).await;
     push_image(db, "b", "one", &["t"], 2, 0).await;
@@ -133,7 +133,7 @@ pub async fn a_forgotten_blob_heals_with_the_next_push(ground: &Ground) {
     assert_eq!((collected.cleared, collected.unlinked), (2, 0));
 }
 
-pub async fn everything_is_restored_from_what_the_store_knows(ground: &Ground) {
+pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Ground) {
     let db = &ground.db;
     assert!(db.is_empty().await.unwrap());
     let image_of = |content: &str| image(&[digest(content)], json!({}));

@@ -6,7 +6,7 @@ use db::{BlobCommit, CheckpointError, UploadRow, UploadStatus};
 
 use crate::support::*;
 
-pub async fn checkpoints_have_versions(ground: &Ground) {
+pub(crate) async fn checkpoints_have_versions(ground: &Ground) {
     let (db, a) = (&ground.db, repository("a"));
     assert_eq!(db.upload(key(1)).await.unwrap(), None);
     assert_eq!(db.save_checkpoint(key(1), &a, "one", 10, None, 5).await.unwrap(), 1);
@@ -31,7 +31,7 @@ pub async fn checkpoints_have_versions(ground: &Ground) {
     assert_eq!(db.open_uploads().await.unwrap(), 1);
 }
 
-pub async fn a_cancelled_upload_stays_cancelled(ground: &Ground) {
+pub(crate) async fn a_cancelled_upload_stays_cancelled(ground: &Ground) {
     let (db, a) = (&ground.db, repository("a"));
     db.save_checkpoint(key(1), &a, "one", 10, None, 5).await.unwrap();
     let before = db.cancel_upload(key(1), &a, 6).await.unwrap().unwrap();
@@ -52,7 +52,7 @@ pub async fn a_cancelled_upload_stays_cancelled(ground: &Ground) {
     assert!(db.link(id(db, "a").await, &digest("three")).await.unwrap().is_some());
 }
 
-pub async fn uploads_expire(ground: &Ground) {
+pub(crate) async fn uploads_expire(ground: &Ground) {
     let (db, a) = (&ground.db, repository("a"));
     for number in 1..=4 {
         db.save_checkpoint(key(number), &a, "state", number, None, 10 * number as i64).await.unwrap();
@@ -75,7 +75,7 @@ pub async fn uploads_expire(ground: &Ground) {
     assert_eq!(db.upload(key(9)).await.unwrap(), None);
 }
 
-pub async fn settings_are_the_same_for_all(ground: &Ground) {
+pub(crate) async fn settings_are_the_same_for_all(ground: &Ground) {
     let db = &ground.db;
     assert_eq!(db.setting("key").await.unwrap(), None);
     let tasks: Vec<_> = (0..8)
