@@ -90,7 +90,12 @@ enum What {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let shape = Shape::scaled(args.scale)?;
     let disk = DiskFolder::take(args.folder.as_deref(), DISK_BYTES)?;
-    say(&format!("{} manifests in {} repositories, data in {}", shape.manifests, shape.repositories, disk.path().display()));
+    say(&format!(
+        "{} manifests in {} repositories, data in {}",
+        shape.manifests,
+        shape.repositories,
+        disk.path().display()
+    ));
     let run = Run::new()?;
     let net = Net::new_or_loopback(&[("host", LinkSpec::default())])?;
     let host = net.host("host");
@@ -240,11 +245,8 @@ impl Shape {
     fn scaled(scale: f64) -> Result<Self> {
         ensure!(scale > 0.0 && scale <= 10.0, "a scale between 0 and 10 is expected");
         let scaled = |number: usize| ((number as f64 * scale) as usize).max(2);
-        let shape = Self {
-            manifests: scaled(MANIFESTS),
-            repositories: scaled(REPOSITORIES),
-            tags_of_one: scaled(TAGS_OF_ONE),
-        };
+        let shape =
+            Self { manifests: scaled(MANIFESTS), repositories: scaled(REPOSITORIES), tags_of_one: scaled(TAGS_OF_ONE) };
         ensure!(shape.manifests - shape.tags_of_one >= shape.repositories - 1, "the scale is too small");
         Ok(shape)
     }

@@ -90,6 +90,15 @@ struct Outcome {
     survivors_pulled: usize,
 }
 
+/// The registry, whose collector is switched on and off.
+#[derive(Debug)]
+struct Subject {
+    registry: SkimmerRegistry,
+    target: Target,
+    /// The configuration it was started with.
+    config: String,
+}
+
 /// Runs the bench and prints what came out.
 ///
 /// # Errors
@@ -141,52 +150,25 @@ fn measure_on(
     let began = Instant::now();
     let tell = |text: &str| say(&format!("{:>4.0} s  {database} and {storage}: {text}", began.elapsed().as_secs_f64()));
     // Off while the images come: their blobs would be taken away before the manifests are there.
-    let mut registry = ours(host, run, &format!("{sections}{}", gc_section(false)))?;
-    let plain = fs::read_to_string(registry.config())?;
-    let switch = |registry: &mut SkimmerRegistry, enabled: bool| -> Result<()> {
-        let text = plain.replace(&gc_section(false), &gc_section(enabled));
-        fs::write(registry.config(), text).context("cannot change the configuration")?;
-        registry.process().signal(Signal::HUP)?;
-        thread::sleep(SETTLE);
-        Ok(())
-    };
-    let target = Target::new(registry.addr());
+    let mut subject = Subject::start(host, run, sections)?;
+    let target = subject.target.clone();
     let images = Images::new(args.scale, &mut Contents::new(rand::random(), pushes::BYTES));
     images.push(&target)?;
     tell(&format!("{} blobs pushed", images.deletable_blobs().count()));
     // It looks at the leases of the uploads, finds that all blobs are needed, and has nothing to do any more.
-    switch(&mut registry, true)?;
-    finish(&registry)?;
+    subject.collect(true)?;
+    subject.finish()?;
     tell("the collector has nothing to do");
 
     let pushes = Pushes::default();
     let stop = AtomicBool::new(false);
     let pairs: Result<Vec<[Window; 2]>> = thread::scope(|scope| {
         let pusher = scope.spawn(|| pushes.run(&target, args.rate, &stop));
-        let mut windows = || -> Result<Vec<[Window; 2]>> {
-            let mut pairs = Vec::new();
-            for pair in 0..usize::from(args.pairs) {
-                // What is let go now waits for the window with the collector, whichever comes first.
-                switch(&mut registry, false)?;
-                images.delete(&target, pair, args.pairs.into())?;
-                thread::sleep(LEASE);
-                let mut order = [false, true];
-                if pair % 2 == 1 {
-                    order.reverse();
-                }
-                let mut both = [Window::open(args.window); 2];
-                for enabled in order {
-                    switch(&mut registry, enabled)?;
-                    both[usize::from(enabled)] = Window::open(args.window);
-                    thread::sleep(Duration::from_secs_f64(args.window));
-                }
-                tell(&format!("pair {} of {}", pair + 1, args.pairs));
-                pairs.push(both);
-            }
-            switch(&mut registry, true)?;
-            Ok(pairs)
-        };
-        let pairs = windows();
+        let pairs = (0..usize::from(args.pairs)).map(|pair| {
+            tell(&format!("pair {} of {}", pair + 1, args.pairs));
+            subject.pair(&images, pair, args)
+        });
+        let pairs = pairs.collect();
         stop.store(true, Ordering::Relaxed);
         pusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         pairs
@@ -198,11 +180,11 @@ fn measure_on(
         tell(&format!("p99 {without:.1} ms without the collector, {with:.1} with it"));
         ratios.push(with / without);
     }
-    finish(&registry)?;
+    subject.collect(true)?;
+    subject.finish()?;
     tell("the collector has finished");
     let (deleted, survivors_pulled) = (images.gone(&target)?, images.pull_survivors(&target)?);
-    registry.terminate(STOP_DEADLINE)?;
-    let rows_equal_files = fsck(&registry)?;
+    let rows_equal_files = subject.fsck()?;
     let (pushes, failed) = pushes.into_counts();
     if let Some(first) = failed.first() {
         eprintln!("the first push that failed: {first}");
@@ -225,33 +207,74 @@ fn gc_section(enabled: bool) -> String {
     format!("[gc]\nenabled = {enabled}\nlease = \"{}s\"\ninterval = \"1s\"\n", LEASE.as_secs())
 }
 
-/// Waits until nothing is due any more.
-fn finish(registry: &SkimmerRegistry) -> Result<()> {
-    thread::sleep(LEASE);
-    let end = Instant::now() + FINISH_DEADLINE;
-    let mut quiet = 0;
-    while quiet < 2 {
-        let due = registry.metric("skimmer_registry_gc_links_due")?;
-        let removals = registry.metric("skimmer_registry_gc_removals")?;
-        quiet = if due + removals == 0.0 { quiet + 1 } else { 0 };
-        ensure!(Instant::now() < end, "the collector has not finished: {due} leases and {removals} removals are left");
-        thread::sleep(BACKLOG_INTERVAL);
-    }
-    Ok(())
-}
+// === impl Subject ===
 
-/// Lets the registry compare store and database.
-fn fsck(registry: &SkimmerRegistry) -> Result<bool> {
-    let finished = registry.command("fsck").args(["--json", "--grace", "0s"]).output(FSCK_DEADLINE)?;
-    let text = String::from_utf8_lossy(&finished.stdout);
-    let line = text.lines().last().with_context(|| format!("fsck said nothing: {}", finished.stderr.trim()))?;
-    let found: serde_json::Value = serde_json::from_str(line).context("fsck printed something else than JSON")?;
-    let findings = found["findings"].as_array().context("fsck printed no findings")?;
-    for finding in findings.iter().take(5) {
-        eprintln!("fsck: {finding}");
+impl Subject {
+    /// Starts the registry with its collector switched off.
+    fn start(host: &Host, run: &Run, sections: &str) -> Result<Self> {
+        let registry = ours(host, run, &format!("{sections}{}", gc_section(false)))?;
+        let config = fs::read_to_string(registry.config())?;
+        Ok(Self { target: Target::new(registry.addr()), registry, config })
     }
-    let counts = found["blobs"].as_u64().zip(found["files"].as_u64()).context("fsck printed no counts")?;
-    Ok(findings.is_empty() && counts.0 == counts.1)
+
+    /// Switches the collector on or off while the registry runs.
+    fn collect(&mut self, enabled: bool) -> Result<()> {
+        let text = self.config.replace(&gc_section(false), &gc_section(enabled));
+        fs::write(self.registry.config(), text).context("cannot change the configuration")?;
+        self.registry.process().signal(Signal::HUP)?;
+        thread::sleep(SETTLE);
+        Ok(())
+    }
+
+    /// Deletes a part of the images, and opens a window without and one with the collector, in this order or the other.
+    fn pair(&mut self, images: &Images, number: usize, args: &Args) -> Result<[Window; 2]> {
+        // What is let go now waits for the window with the collector, whichever comes first.
+        self.collect(false)?;
+        images.delete(&self.target, number, args.pairs.into())?;
+        thread::sleep(LEASE);
+        let mut order = [false, true];
+        if number % 2 == 1 {
+            order.reverse();
+        }
+        let mut both = [Window::open(args.window); 2];
+        for enabled in order {
+            self.collect(enabled)?;
+            both[usize::from(enabled)] = Window::open(args.window);
+            thread::sleep(Duration::from_secs_f64(args.window));
+        }
+        Ok(both)
+    }
+
+    /// Waits until nothing is due any more.
+    fn finish(&self) -> Result<()> {
+        thread::sleep(LEASE);
+        let end = Instant::now() + FINISH_DEADLINE;
+        let mut quiet = 0;
+        while quiet < 2 {
+            let due = self.registry.metric("skimmer_registry_gc_links_due")?;
+            let removals = self.registry.metric("skimmer_registry_gc_removals")?;
+            quiet = if due + removals == 0.0 { quiet + 1 } else { 0 };
+            let left = Instant::now() < end;
+            ensure!(left, "the collector has not finished: {due} leases and {removals} removals are left");
+            thread::sleep(BACKLOG_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Stops the registry, and lets it compare store and database.
+    fn fsck(&mut self) -> Result<bool> {
+        self.registry.terminate(STOP_DEADLINE)?;
+        let finished = self.registry.command("fsck").args(["--json", "--grace", "0s"]).output(FSCK_DEADLINE)?;
+        let text = String::from_utf8_lossy(&finished.stdout);
+        let line = text.lines().last().with_context(|| format!("fsck said nothing: {}", finished.stderr.trim()))?;
+        let found: serde_json::Value = serde_json::from_str(line).context("fsck printed something else than JSON")?;
+        let findings = found["findings"].as_array().context("fsck printed no findings")?;
+        for finding in findings.iter().take(5) {
+            eprintln!("fsck: {finding}");
+        }
+        let counts = found["blobs"].as_u64().zip(found["files"].as_u64()).context("fsck printed no counts")?;
+        Ok(findings.is_empty() && counts.0 == counts.1)
+    }
 }
 
 // === impl Outcome ===
@@ -262,7 +285,11 @@ impl Outcome {
         let on = format!("{} and {}", self.database, self.storage);
         let mut broken = Vec::new();
         if self.deleted < self.deletable {
-            broken.push(format!("on {on} {} of {} blobs are still there", self.deletable - self.deleted, self.deletable));
+            broken.push(format!(
+                "on {on} {} of {} blobs are still there",
+                self.deletable - self.deleted,
+                self.deletable
+            ));
         }
         if self.failed_pushes > 0 {
             broken.push(format!("on {on} {} pushes failed", self.failed_pushes));
@@ -313,8 +340,7 @@ mod tests {
             survivors_pulled: 3,
         };
         assert_eq!(good.broken(), Vec::<String>::new());
-        let bad =
-            Outcome { deleted: 9, failed_pushes: 1, push_p99_ratio: 1.31, rows_equal_files: false, ..good };
+        let bad = Outcome { deleted: 9, failed_pushes: 1, push_p99_ratio: 1.31, rows_equal_files: false, ..good };
         assert_eq!(bad.broken().len(), 4);
     }
 }

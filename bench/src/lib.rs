@@ -2,6 +2,7 @@
 //!
 //! [`sim`] is arithmetic: the production scheduler and pickers on simulated links. The others start the programs that
 //! are shipped, on hosts of the harness, and count outside of them: interface counters, access logs, `/proc`, clocks.
+//! [`registry`], [`catalog`] and [`gc`] are about the registry, and drive it with a load tool of their own.
 //! What each figure means and what it has to be is in `docs/benches.md`.
 //!
 //! Each module has `Args` and `run(&Args)`, which prints what people read, or with `--json` one line, to stdout. What is

@@ -69,9 +69,9 @@ impl Images {
         load::all(target, 1, configs, |done| done.result.map(drop))?;
         let shared = self.shared.iter().enumerate().flat_map(|(number, blobs)| blobs.iter().map(move |b| (number, b)));
         let own = self.images.iter().flat_map(|image| image.blobs.iter().map(|blob| (image.number, blob)));
-        let pushes = shared.chain(own).map(|(number, blob)| {
-            Task::Push(Push::new(target.start_upload(&repository(number)), blob.clone(), false))
-        });
+        let pushes = shared
+            .chain(own)
+            .map(|(number, blob)| Task::Push(Push::new(target.start_upload(&repository(number)), blob.clone(), false)));
         load::all(target, FILLERS, pushes, |done| done.result.map(drop))?;
         let manifests = self.images.iter().map(|image| {
             let path = format!("/v2/{}/manifests/image-{}", repository(image.number), image.number);
@@ -135,9 +135,8 @@ impl Images {
             wanted.extend(blobs.map(|blob| (format!("/v2/{name}/blobs/{}", blob.digest()), blob.digest())));
         }
         let accept = format!("Accept: {MANIFEST_TYPE}\r\n");
-        let pulls = wanted.iter().map(|(path, _)| {
-            Task::Request(target.request("GET", path, &accept).keep(Keep::Digest))
-        });
+        let pulls =
+            wanted.iter().map(|(path, _)| Task::Request(target.request("GET", path, &accept).keep(Keep::Digest)));
         load::all(target, CLIENTS, pulls, |done| {
             let (path, digest) = &wanted[done.job.id];
             match done.result?.kept {
@@ -152,7 +151,7 @@ impl Images {
 
 impl Image {
     const fn survives(&self) -> bool {
-        self.number % SURVIVOR == 0
+        self.number.is_multiple_of(SURVIVOR)
     }
 }
 

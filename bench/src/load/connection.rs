@@ -148,10 +148,8 @@ impl Connection {
     }
 
     fn go_on(&mut self, readable: bool, target: &Target, scratch: &mut [u8]) -> Result<Option<Answer>> {
-        if readable {
-            if let Some(whole) = self.receive(scratch)? {
-                return self.answered(whole, target);
-            }
+        if readable && let Some(whole) = self.receive(scratch)? {
+            return self.answered(whole, target);
         }
         self.send()?;
         Ok(None)

@@ -94,7 +94,8 @@ fn registry(method: &str, target: &str, authority: &str) -> String {
             "HTTP/1.1 202 Accepted\r\nLocation: http://{authority}/up/2?_state=a%3D\r\nContent-Length: 0\r\n\r\n"
         ),
         ("PATCH", _) => {
-            "HTTP/1.1 202 Accepted\r\nLocation: /up/3?_state=b\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok".into()
+            "HTTP/1.1 202 Accepted\r\nLocation: /up/3?_state=b\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"
+                .into()
         }
         _ => "HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n".into(),
     }

@@ -32,7 +32,7 @@ pub(super) struct Side {
 
 #[derive(Debug)]
 enum Server {
-    Ours(Box<SkimmerRegistry>),
+    Ours(SkimmerRegistry),
     Other(Proc),
 }
 
@@ -96,7 +96,7 @@ impl Bed {
 impl Side {
     fn ours(host: &Host, run: &Run, folder: &Path) -> Result<Self> {
         let server = ours(host, run, &SkimmerRegistry::on_files(folder))?;
-        Ok(Self::new(Target::new(server.addr()), Server::Ours(Box::new(server))))
+        Ok(Self::new(Target::new(server.addr()), Server::Ours(server)))
     }
 
     fn peer(host: &Host, run: &Run, folder: &Path) -> Result<Self> {
@@ -104,7 +104,8 @@ impl Side {
         let config = fill(PEER_CONFIG, &[("addr", &addr.to_string()), ("root", &folder.display().to_string())]);
         let path = folder.with_extension("yml");
         fs::write(&path, config)?;
-        let program = host.program(go_tool("distribution")?).arg("serve").arg(&path).env("OTEL_TRACES_EXPORTER", "none");
+        let program =
+            host.program(go_tool("distribution")?).arg("serve").arg(&path).env("OTEL_TRACES_EXPORTER", "none");
         let mut proc = program.start(run, "distribution")?;
         proc.wait_port(addr, START_DEADLINE)?;
         Ok(Self::new(Target::new(addr), Server::Other(proc)))

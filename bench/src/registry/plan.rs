@@ -170,19 +170,24 @@ impl Test {
         let mut missed = Vec::new();
         let name = format!("{} with {clients} clients", self.name);
         let share = if clients > CLIENTS[0] { MANY_CLIENTS_SHARE } else { 1.0 };
-        if let Some(least) = self.ratio_min.map(|least| least * share) {
-            if figures.ratio < least {
-                missed.push(format!("{name}: ratio {:.2} is below {least}", figures.ratio));
-            }
+        if let Some(least) = self.ratio_min.map(|least| least * share)
+            && figures.ratio < least
+        {
+            missed.push(format!("{name}: ratio {:.2} is below {least}", figures.ratio));
         }
-        match (self.more, figures) {
-            (Some(Promise::NearFloor), Figures { p50_ms, floor_ms: Some(floor), .. }) if clients == CLIENTS[0] => {
-                if *p50_ms > FLOORS_MAX * floor {
-                    missed.push(format!("{name}: p50 {p50_ms:.2} ms is above {FLOORS_MAX} times {floor:.2} ms"));
-                }
+        let &Figures { p50_ms, floor_ms, ours_cpu, peer_cpu, .. } = figures;
+        match self.more {
+            Some(Promise::NearFloor) if clients == CLIENTS[0] => {
+                let over = floor_ms.filter(|floor| p50_ms > FLOORS_MAX * floor);
+                missed.extend(
+                    over.map(|floor| format!("{name}: p50 {p50_ms:.2} ms is above {FLOORS_MAX} times {floor:.2} ms")),
+                );
             }
-            (Some(Promise::CpuOfPeer), Figures { ours_cpu: Some(ours), peer_cpu: Some(peer), .. }) if ours > peer => {
-                missed.push(format!("{name}: {ours:.3} CPU-s per GB are more than Distribution's {peer:.3}"));
+            Some(Promise::CpuOfPeer) => {
+                let over = ours_cpu.zip(peer_cpu).filter(|(ours, peer)| ours > peer);
+                missed.extend(over.map(|(ours, peer)| {
+                    format!("{name}: {ours:.3} CPU-s per GB are more than Distribution's {peer:.3}")
+                }));
             }
             _ => {}
         }

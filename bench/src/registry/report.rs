@@ -24,6 +24,7 @@ pub(super) struct Row {
     pub(super) floor_ms: Option<f64>,
     pub(super) ours_p50_ms: f64,
     pub(super) ours_p99_ms: f64,
+    #[serde(skip)]
     pub(super) peer_p50_ms: f64,
     pub(super) peer_p99_ms: f64,
     pub(super) ours_cpu_s_per_gb: Option<f64>,

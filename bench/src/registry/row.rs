@@ -12,7 +12,7 @@ use proto::Algorithm;
 
 use super::{
     bed::{Bed, Side},
-    plan::{Action, Figures, Kind, Test},
+    plan::{Action, CLIENTS, Figures, Kind, Test},
     report::Row,
     stock::{MANIFEST_TYPE, PULLED, REPOSITORIES, Stock, TAGS, bytes_of, manifest_path, repository},
 };
@@ -112,9 +112,9 @@ impl Bench<'_> {
     /// When a request fails or a blob is refused.
     pub(super) fn row(&self, bed: &mut Bed, test: &Test, clients: usize, contents: &mut Contents) -> Result<Row> {
         let (mut ours, mut peer, mut limit, mut floor) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        // Connections, caches and the first pages of files are warm afterwards.
+        // Caches and the first pages of files are warm afterwards.
         for side in [&mut bed.ours, &mut bed.peer] {
-            self.round(side, test, clients, contents, 0, Some(1))?;
+            self.round(side, test, CLIENTS[0], contents, 0, Some(1))?;
         }
         for number in 0..self.pace.rounds {
             let mut turns = [0, 1, 2];
@@ -175,7 +175,13 @@ impl Bench<'_> {
         Ok(self.drive(side, test, clients, tasks.collect())?.0)
     }
 
-    fn drive(&self, side: &Side, test: &Test, clients: usize, tasks: Vec<Task>) -> Result<(Sample, Vec<(usize, Blob)>)> {
+    fn drive(
+        &self,
+        side: &Side,
+        test: &Test,
+        clients: usize,
+        tasks: Vec<Task>,
+    ) -> Result<(Sample, Vec<(usize, Blob)>)> {
         let time = if test.writes() { self.pace.write } else { self.pace.read };
         let mut work = Round {
             tasks: tasks.into_iter(),
@@ -256,9 +262,8 @@ fn destination(test: &Test, place: usize) -> String {
 
 fn figures(test: &Test, clients: usize, ours: &[Sample], peer: &[Sample], limit: &[f64], floor: &[f64]) -> Row {
     let rates = |samples: &[Sample]| median(&samples.iter().map(|sample| sample.per_s).collect::<Vec<_>>());
-    let times = |samples: &[Sample]| -> Vec<f64> {
-        samples.iter().flat_map(|sample| sample.took_ms.iter().copied()).collect()
-    };
+    let times =
+        |samples: &[Sample]| -> Vec<f64> { samples.iter().flat_map(|sample| sample.took_ms.iter().copied()).collect() };
     // Lists and manifests move next to nothing.
     let cpu = |samples: &[Sample]| {
         let bytes: u64 = samples.iter().map(|sample| sample.bytes).sum();

@@ -122,7 +122,7 @@ impl Fault {
             Self::Again(_) => return Class::Conflict,
         };
         match error {
-            DbErr::ConnectionAcquire(_) => Class::Lost,
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(RuntimeErr::Internal(_)) => Class::Lost,
             DbErr::Conn(RuntimeErr::SqlxError(error))
             | DbErr::Exec(RuntimeErr::SqlxError(error))
             | DbErr::Query(RuntimeErr::SqlxError(error)) => class_of(error),

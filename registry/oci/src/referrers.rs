@@ -104,6 +104,9 @@ mod tests {
             assert!(!prefix.matches(&Digest::of(Algorithm::Sha256, b"other")));
             assert!(!prefix.matches(&Digest::of(Algorithm::Sha512, b"other")));
         }
+        // The same characters of another algorithm.
+        let prefix = subject_of_fallback_tag(&fallback_tag(&digest("sha256", 64))).expect("its own");
+        assert!(!prefix.matches(&digest("sha512", 128)));
         let right = "a".repeat(64);
         for other in [
             format!("sha256-{right}.sig"),

@@ -164,7 +164,12 @@ impl Default for Config {
             lists: ListConfig::default(),
             gc: GcConfig::default(),
             cache: CacheConfig::default(),
-            http: HttpLimits { stall_timeout: Duration::from_secs(60), ..HttpLimits::default() },
+            http: HttpLimits {
+                stall_timeout: Duration::from_secs(60),
+                // The buffer of a connection, too: uploads come in pieces of it.
+                max_header: ByteSize::kib(256),
+                ..HttpLimits::default()
+            },
             log: LogConfig::default(),
             runtime: RuntimeConfig { blocking_threads: 64, ..RuntimeConfig::default() },
         }

@@ -239,7 +239,9 @@ impl Client {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> io::Result<Response> {
-        let mut connection = match self.idle.take().filter(Connection::is_usable) {
+        let idle = self.idle.take().filter(Connection::is_usable);
+        let may_repeat = idle.is_some() && matches!(method, "GET" | "HEAD");
+        let mut connection = match idle {
             Some(connection) => connection,
             None => Connection::open(self.addr)?,
         };
@@ -252,6 +254,8 @@ impl Client {
         let sent = connection.head(method, path, &all).and_then(|()| connection.write(body));
         let response = match (connection.response(method == "HEAD"), sent) {
             (Ok(response), _) => response,
+            // It was closed in the same moment. All clients do this again.
+            (Err(_), _) if may_repeat => return self.send(method, path, headers, body),
             (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(error),
         };
         if response.header("connection") != Some("close") {

@@ -76,8 +76,7 @@ impl Proxy {
 
     /// The next requests are answered with S3's `SlowDown`. What is open is closed.
     pub(crate) fn slow_down(&self, requests: u32) {
-        self.shared.slow.store(requests, Ordering::Relaxed);
-        self.shared.close_all();
+        self.shared.slow_down(requests);
     }
 
     /// How many were.
@@ -102,32 +101,33 @@ impl Drop for Proxy {
         self.shared.ended.store(true, Ordering::Relaxed);
         // Wakes the listener.
         let _ = TcpStream::connect_timeout(&self.addr, CONNECT_TIMEOUT);
-        self.shared.close_all();
+        self.shared.slow_down(0);
     }
 }
 
 impl Shared {
-    fn close_all(&self) {
-        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+    fn slow_down(&self, requests: u32) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.slow.store(requests, Ordering::Relaxed);
+        for stream in open.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    fn remember(&self, stream: &TcpStream) -> io::Result<()> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).push(stream.try_clone()?);
-        Ok(())
+    /// Whether the requests of a new connection are passed on. Decided once and for all, so that none slips through.
+    fn admits(&self, client: &TcpStream) -> io::Result<bool> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.push(client.try_clone()?);
+        Ok(self.slow.load(Ordering::Relaxed) == 0)
     }
 
     fn serve(self: &Arc<Self>, client: TcpStream) -> io::Result<()> {
-        let take = |left: u32| left.checked_sub(u32::from(left != FOR_EVER)).filter(|_| left > 0);
-        if self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return refuse(client);
+        if !self.admits(&client)? {
+            return self.refuse(client);
         }
         let upstream = TcpStream::connect_timeout(&self.upstream, CONNECT_TIMEOUT)?;
         for stream in [&client, &upstream] {
             stream.set_nodelay(true)?;
-            self.remember(stream)?;
         }
         let (mut from_server, mut to_client) = (upstream.try_clone()?, client.try_clone()?);
         let is_cut = Arc::new(AtomicBool::new(false));
@@ -172,37 +172,43 @@ impl Shared {
             to.write_all(&buffer[..count])?;
         }
     }
-}
 
-/// Reads one request and answers it.
-fn refuse(mut client: TcpStream) -> io::Result<()> {
-    client.set_read_timeout(Some(CONNECT_TIMEOUT))?;
-    let mut head = Vec::new();
-    let mut buffer = [0; 64 * 1024];
-    let end = loop {
-        if let Some(at) = head.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at + 4;
+    /// Reads one request and answers it. A client that made a connection too many does not count.
+    fn refuse(&self, mut client: TcpStream) -> io::Result<()> {
+        client.set_read_timeout(Some(CONNECT_TIMEOUT))?;
+        let mut head = Vec::new();
+        let mut buffer = [0; 64 * 1024];
+        let end = loop {
+            if let Some(at) = head.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+            let count = client.read(&mut buffer)?;
+            if count == 0 || head.len() > HEAD_MAX {
+                return Ok(());
+            }
+            head.extend_from_slice(&buffer[..count]);
+        };
+        let text = String::from_utf8_lossy(&head[..end]).to_ascii_lowercase();
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        let mut left = length.unwrap_or(0).saturating_sub(head.len() - end);
+        while left > 0 {
+            let count = client.read(&mut buffer)?;
+            if count == 0 {
+                return Ok(());
+            }
+            left = left.saturating_sub(count);
         }
-        let count = client.read(&mut buffer)?;
-        if count == 0 || head.len() > HEAD_MAX {
+        let take = |left: u32| left.checked_sub(u32::from(left != FOR_EVER)).filter(|_| left > 0);
+        if self.slow.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            // It came when enough had been refused; a closed connection is tried again.
             return Ok(());
         }
-        head.extend_from_slice(&buffer[..count]);
-    };
-    let text = String::from_utf8_lossy(&head[..end]).to_ascii_lowercase();
-    let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
-    let mut left = length.unwrap_or(0).saturating_sub(head.len() - end);
-    while left > 0 {
-        let count = client.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
-        left = left.saturating_sub(count);
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let body = if text.starts_with("head") { "" } else { SLOW_DOWN };
+        let answer = format!(
+            "HTTP/1.1 503 Slow Down\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            SLOW_DOWN.len()
+        );
+        client.write_all(answer.as_bytes())
     }
-    let body = if text.starts_with("head") { "" } else { SLOW_DOWN };
-    let answer = format!(
-        "HTTP/1.1 503 Slow Down\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        SLOW_DOWN.len()
-    );
-    client.write_all(answer.as_bytes())
 }

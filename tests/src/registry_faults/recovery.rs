@@ -55,7 +55,7 @@ impl Content {
         let shared = blob(0);
         let image = |name: &str, seed| Manifest::image(name, &[shared.clone(), blob(seed)]);
         let [old, middle, new, dropped] =
-            ["old", "middle", "new", "dropped"].map(|name| image(name, name.len() as u64));
+            [("old", 1), ("middle", 2), ("new", 3), ("dropped", 4)].map(|(name, seed)| image(name, seed));
         client.push_image(REPOSITORY, "v1", &old)?;
         // Moved twice, once back and forth.
         for image in [&old, &middle, &old, &new] {
@@ -132,7 +132,7 @@ impl Content {
         let catalog = client.get("/v2/_catalog")?.is(200, "catalog")?.json()?;
         ensure!(catalog["repositories"] == serde_json::json!([REPOSITORY, OTHER]), "{catalog}");
         // The right to read is restored where it was, and nowhere else.
-        let secret = &self.tagged[0].1.blobs[1];
+        let secret = &self.tagged[0].1.blobs[2];
         let status = client.head_blob(OTHER, secret)?;
         ensure!(status == 404, "a blob is readable in another repository: {status}");
         Ok(())
