@@ -49,7 +49,8 @@ fn skopeo(run: &Run) -> CaseResult {
     let tags = scene.tools.skopeo().args(["list-tags", "--tls-verify=false"]);
     let tags = tags.arg(format!("docker://{}", scene.repository("team/app"))).run(CLIENT)?;
     let tags: serde_json::Value = serde_json::from_slice(&tags.stdout)?;
-    ensure!(tags["Tags"] == serde_json::json!(["v1", "v2"]), "the tags are {tags}");
+    let listed = &tags["Tags"];
+    ensure!(*listed == serde_json::json!(["v1", "v2"]), "the tags are {listed}");
     scene.check()?;
     Ok(Outcome::Passed)
 }

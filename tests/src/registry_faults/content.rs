@@ -214,7 +214,7 @@ impl Client {
 /// The path in `Location`.
 pub(crate) fn location(response: &Response) -> Result<String> {
     let location = response.header("location").with_context(|| format!("no Location: {}", response.told()))?;
-    let path = location.find("/v2/").with_context(|| format!("Location is {location}"))?;
+    let path = location.find("/v2/").with_context(|| format!("the location is {location}"))?;
     Ok(location[path..].to_owned())
 }
 

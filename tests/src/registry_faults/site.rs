@@ -153,9 +153,12 @@ impl Servers {
             let relative = |path: PathBuf| Some(path.strip_prefix(&root).ok()?.display().to_string());
             return Ok(probe::files(&root.join(prefix)).into_iter().filter_map(relative).collect());
         };
-        let mut keys = Vec::new();
+        let mut keys: Vec<String> = Vec::new();
+        // As it has to be signed; curl leaves it as it is.
+        let encoded = |key: &str| key.replace('/', "%2F");
+        let prefix = encoded(prefix);
         loop {
-            let after = keys.last().map(|key| format!("&start-after={key}")).unwrap_or_default();
+            let after = keys.last().map(|key| format!("&start-after={}", encoded(key))).unwrap_or_default();
             let reply = s3.curl().get(&format!("{}/{BUCKET}?list-type=2&prefix={prefix}{after}", s3.endpoint()))?;
             let text = String::from_utf8(reply.body)?;
             ensure!(reply.status == 200, "the bucket cannot be listed: {} {text}", reply.status);

@@ -65,7 +65,7 @@ impl Strace {
         fs::write(&output, "")?;
         let program = host.program("strace").args(["-f", "-yy"]).args(args);
         let program = program.arg("-o").arg(&output).args(["-p", &pid.to_string()]);
-        let proc = program.start(run, "strace").context("Debian's package strace is needed")?;
+        let proc = program.start(run, "strace").context("strace is needed, from Debian's package of that name")?;
         Ok(Self { proc, output })
     }
 

@@ -126,7 +126,13 @@ async fn give_up(app: &App, name: &RepositoryName, id: UploadId) -> Result<(), F
 // === PATCH ===
 
 /// `PATCH`: more bytes.
-pub(super) async fn patch(app: &App, call: &Call, name: &RepositoryName, text: &str, incoming: &mut Incoming) -> Answer {
+pub(super) async fn patch(
+    app: &App,
+    call: &Call,
+    name: &RepositoryName,
+    text: &str,
+    incoming: &mut Incoming,
+) -> Answer {
     let session = session(app, name, text).await?;
     let id = session.id;
     let upload = receiving(app, name, &session)?;
