@@ -1,6 +1,6 @@
 //! `bench registry`: our registry beside Distribution, on the same disk, in the same run.
 //!
-//! All requests come from one thread ([`crate::load`]) and go over the loopback device of one network namespace, so
+//! All requests come from one thread (`load`) and go over the loopback device of one network namespace, so
 //! that all sockets have the same congestion control. Tests that only read share one pair of servers; each row that
 //! writes has its own, whose folders are removed when everything that was acknowledged has been pulled back.
 

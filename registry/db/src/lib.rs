@@ -26,9 +26,9 @@
 //! leaves it done: nobody knows which, and doing it again is harmless. When a connection breaks during a commit, that is the same.
 //!
 //! # How it runs
-//! SQLite has one connection that writes, on which transactions take turns and are committed together ([`alone`]), and a pool that reads. A lock
+//! SQLite has one connection that writes, on which transactions take turns and are committed together (`alone.rs`), and a pool that reads. A lock
 //! on `<file>.lock` makes the process the only one. A server has one pool, `READ COMMITTED`, and as many processes as there are. SeaORM gives
-//! connections, transactions and migrations; statements are written by hand ([`sql`]), for they lock rows in ways that its builder has no words
+//! connections, transactions and migrations; statements are written by hand (`sql.rs`), for they lock rows in ways that its builder has no words
 //! for.
 //!
 //! # Limits

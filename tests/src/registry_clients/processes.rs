@@ -53,9 +53,8 @@ impl Pair {
         let storage = S3Server::start(kind, &host, run)?;
         let bucket = bucket(&storage)?;
         let start = || {
-            // python-dxf needs a Location with a host in it: nginx says which.
-            let keys = trusted_proxy(&host) + OPEN;
-            let config = logged(&(keys + &storage.store(&bucket) + &SkimmerRegistry::database(&database.url())));
+            let (store, database) = (storage.store(&bucket), SkimmerRegistry::database(&database.url()));
+            let config = logged(&format!("{OPEN}{store}{database}"));
             SkimmerRegistry::start(&host, run, &config)
         };
         let processes = [start()?, start()?];

@@ -22,7 +22,7 @@ pub(super) fn cases() -> Vec<Case> {
         anywhere("registry: regctl pushes and pulls two platforms, in chunks, and mounts", regctl),
         anywhere("registry: regctl pushes and pulls images whose digests are sha512", sha512),
         anywhere("registry: helm pushes and pulls a chart", helm),
-        anywhere("registry: python-dxf pushes, mounts, names and removes blobs where external_url is set", dxf),
+        anywhere("registry: python-dxf pushes, mounts, names and removes blobs, also where external_url is set", dxf),
     ]
 }
 
@@ -158,16 +158,12 @@ fn helm(run: &Run) -> CaseResult {
     let scene = Scene::open(run)?;
     let helm = |args: &[&str]| anyhow::Ok(printed(&scene.tools.helm()?.args(args).run(CLIENT)?));
     helm(&["create", "demo"])?;
+    fs::create_dir(scene.tools.home().join("pulled"))?;
     for version in ["0.1.0", "0.2.0+build.7"] {
         helm(&["package", "demo", "--version", version])?;
         let (chart, charts) = (format!("demo-{version}.tgz"), format!("oci://{}", scene.repository("team/charts")));
         helm(&["push", &chart, &charts, "--plain-http"])?;
-        helm(&["pull", &format!("{charts}/demo"), "--version", version, "--plain-http", "--destination", "pulled"])
-            .or_else(|error| {
-                // helm makes no folders.
-                fs::create_dir(scene.tools.home().join("pulled")).map_err(|_| error)?;
-                helm(&["pull", &format!("{charts}/demo"), "--version", version, "--plain-http", "-d", "pulled"])
-            })?;
+        helm(&["pull", &format!("{charts}/demo"), "--version", version, "--plain-http", "-d", "pulled"])?;
         let file = |folder: &str| fs::read(scene.tools.home().join(folder).join(&chart));
         ensure!(file("pulled")? == file(".")?, "chart {version} came back different");
         let shown = helm(&["show", "chart", &format!("{charts}/demo"), "--version", version, "--plain-http"])?;
@@ -179,11 +175,6 @@ fn helm(run: &Run) -> CaseResult {
 
 fn dxf(run: &Run) -> CaseResult {
     let mut scene = Scene::open(run)?;
-    // It takes no Location that is a path only.
-    let config = scene.registry.config().to_owned();
-    let told = format!("external_url = \"{}\"\n{}", scene.registry.url(""), fs::read_to_string(&config)?);
-    fs::write(&config, told)?;
-    scene.registry.restart()?;
     let name = scene.registry.name();
     let dxf = |args: &[&str]| anyhow::Ok(printed(&scene.tools.dxf(&name)?.args(args).run(CLIENT)?));
     let file = scene.tools.random_file("blob", 3_000_000)?;
@@ -208,6 +199,18 @@ fn dxf(run: &Run) -> CaseResult {
     let gone = scene.tools.dxf(&name)?.args(["get-alias", "team/files", "first"]);
     refused(gone, "404")?;
     ensure!(dxf(&["get-alias", "other/files", "second"])? == digest, "the other repository lost its alias");
+
+    let config = scene.registry.config().to_owned();
+    let told = format!("external_url = \"{}\"\n{}", scene.registry.url("/"), fs::read_to_string(&config)?);
+    fs::write(&config, told)?;
+    scene.registry.restart()?;
+    let begin = scene.curl().args(["-X", "POST"]).get(&scene.registry.url("/v2/team/files/blobs/uploads/"))?;
+    let location = begin.header("location").context("an upload without a location")?;
+    let wanted = scene.registry.url("/v2/team/files/blobs/uploads/");
+    ensure!(location.starts_with(&wanted), "external_url makes it {location}");
+    let digest = digest_of(&scene.tools.random_file("late", 1_000_000)?)?.to_string();
+    let push = scene.tools.dxf(&name)?.args(["push-blob", "team/files", "late"]).run(CLIENT)?;
+    ensure!(printed(&push) == digest, "dxf pushed something else");
     scene.check()?;
     Ok(Outcome::Passed)
 }
