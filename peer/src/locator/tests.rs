@@ -21,12 +21,24 @@ struct Running {
 fn start(dir: &Path, address: &str, lease: Duration) -> Running {
     let config =
         Config { data_dir: dir.to_owned(), listen: vec![address.parse().unwrap()], lease, ..Config::default() };
-    let app = App::start(config).unwrap();
+    let app = started(&config);
     let ListenAddr::Tcp(address) = app.addresses().unwrap()[0] else { panic!("tcp was asked for") };
     let stop = CancellationToken::new();
     let context: service::Context<Config> = service::Context::detached(stop.clone());
     let task = tokio::spawn(app.run(stop.clone(), context.reloads));
     Running { address, stop, task }
+}
+
+/// The service before may have ended while a thread of its own still wrote to the folder.
+fn started(config: &Config) -> App {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match App::start(config.clone()) {
+            Ok(app) => return app,
+            Err(error) if Instant::now() > deadline => panic!("{error:#}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 impl Running {

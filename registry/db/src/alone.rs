@@ -13,8 +13,8 @@ use sea_orm::{
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::error::{Class, Fault};
-use crate::sql::{Dialect, Run};
-use crate::transact::{Failed, alone, in_commit, roll_back};
+use crate::sql::{Run, apart};
+use crate::transact::{Failed, in_commit};
 
 /// The connection, and the lock that makes it the only one.
 #[derive(Debug)]
@@ -41,6 +41,15 @@ struct Batch {
 /// How the commit of a batch ended, for everybody in it.
 type Outcome = Arc<OnceLock<Result<(), DbErr>>>;
 
+/// A transaction that runs. Whoever drops one has it rolled back, and only then it is the next one's turn: savepoints are
+/// counted by the driver, and somebody else's would be hit.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    // Dropped in this order.
+    savepoint: DatabaseTransaction,
+    slot: OwnedMutexGuard<Slot>,
+}
+
 const IMMEDIATE: TransactionOptions = TransactionOptions {
     isolation_level: None,
     access_mode: None,
@@ -57,40 +66,28 @@ impl Alone {
         F: Future<Output = Result<T, Fault>>,
     {
         let before = |error: DbErr| Failed::Before(error.into());
-        let mut slot = Arc::clone(&self.slot).lock_owned().await;
+        let slot = Arc::clone(&self.slot).lock_owned().await;
         // Whoever is cancelled from here on may leave a batch that nobody else commits.
         let finish = Finish(Some(Arc::clone(&self.slot)));
-        let batch = match &mut slot.batch {
-            Some(batch) => batch,
-            none => {
-                let transaction = self.pool.begin_with_options(IMMEDIATE).await.map_err(before)?;
-                none.insert(Batch { transaction, outcome: Outcome::default() })
-            }
-        };
-        let outcome = Arc::clone(&batch.outcome);
-        let savepoint = match batch.transaction.begin().await {
-            Ok(savepoint) => Arc::new(savepoint),
-            Err(error) => {
-                spoil(&mut slot, &error);
-                return Err(before(error));
-            }
-        };
-        let result = work(Run::inside(&savepoint, Dialect::Sqlite)).await;
-        let savepoint = alone(savepoint)?;
+        let (turn, outcome) = apart(Turn::begin(slot, self.pool.clone())).await.map_err(before)?;
+        let turn = Arc::new(turn);
+        let result = work(Run::in_turn(&turn)).await;
+        let turn = Arc::into_inner(turn)
+            .ok_or_else(|| Failed::Before(Fault::Corrupt("a transaction is still used after its end".to_owned())))?;
         let result = match result {
-            Ok(done) => savepoint.commit().await.map(|()| done).map_err(Fault::from),
+            Ok(done) => apart(turn.keep()).await.map(|()| done).map_err(Fault::from),
             Err(fault) => {
-                roll_back(savepoint, &fault).await;
-                Err(fault)
+                // A full or failing disk makes SQLite undo the whole transaction, not only the savepoint.
+                let spoilt = match &fault {
+                    Fault::Sql(error) if matches!(fault.class(), Class::Full | Class::Lost) => Some(error.clone()),
+                    _ => None,
+                };
+                match apart(turn.undo(spoilt)).await {
+                    Ok(()) => Err(fault),
+                    Err(error) => Err(error.into()),
+                }
             }
         };
-        if let Err(Fault::Sql(error)) = &result {
-            // A full or failing disk makes SQLite undo the whole transaction, not only the savepoint.
-            if matches!(Fault::Sql(error.clone()).class(), Class::Full | Class::Lost) {
-                spoil(&mut slot, error);
-            }
-        }
-        drop(slot);
         finish.now(&outcome).await;
         let done = result.map_err(Failed::Before)?;
         match outcome.get() {
@@ -106,6 +103,49 @@ impl Alone {
         if let Err(error) = self.pool.close_by_ref().await {
             tracing::debug!(?error, "closing the database failed");
         }
+    }
+}
+
+impl Turn {
+    async fn begin(mut slot: OwnedMutexGuard<Slot>, pool: DatabaseConnection) -> Result<(Self, Outcome), DbErr> {
+        let batch = match &mut slot.batch {
+            Some(batch) => batch,
+            none => {
+                let transaction = pool.begin_with_options(IMMEDIATE).await?;
+                none.insert(Batch { transaction, outcome: Outcome::default() })
+            }
+        };
+        let outcome = Arc::clone(&batch.outcome);
+        match batch.transaction.begin().await {
+            Ok(savepoint) => Ok((Self { savepoint, slot }, outcome)),
+            Err(error) => {
+                spoil(&mut slot, &error);
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) const fn savepoint(&self) -> &DatabaseTransaction {
+        &self.savepoint
+    }
+
+    async fn keep(self) -> Result<(), DbErr> {
+        let Self { savepoint, mut slot } = self;
+        let kept = savepoint.commit().await;
+        if let Err(error) = &kept {
+            spoil(&mut slot, error);
+        }
+        kept
+    }
+
+    /// With an error, everybody of the batch is undone.
+    async fn undo(self, spoilt: Option<DbErr>) -> Result<(), DbErr> {
+        let Self { savepoint, mut slot } = self;
+        let undone = savepoint.rollback().await;
+        if let Some(error) = spoilt.as_ref().or(undone.as_ref().err()) {
+            spoil(&mut slot, error);
+        }
+        undone
     }
 }
 

@@ -13,6 +13,7 @@ use sea_orm::{
     Statement, Value,
 };
 
+use crate::alone::Turn;
 use crate::error::Fault;
 
 /// Which SQL a database speaks.
@@ -69,6 +70,8 @@ pub(crate) struct Run {
 enum Executor {
     Pool(DatabaseConnection),
     Transaction(Arc<DatabaseTransaction>),
+    /// SQLite's.
+    Turn(Arc<Turn>),
 }
 
 // === impl Dialect ===
@@ -235,15 +238,21 @@ impl Run {
         Self { to: Executor::Transaction(Arc::clone(transaction)), dialect }
     }
 
+    /// Inside one of SQLite's.
+    pub(crate) fn in_turn(turn: &Arc<Turn>) -> Self {
+        Self { to: Executor::Turn(Arc::clone(turn)), dialect: Dialect::Sqlite }
+    }
+
     async fn query_all(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
         let to = self.to.clone();
         let query = async move {
             match &to {
                 Executor::Pool(pool) => pool.query_all_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.query_all_raw(statement).await,
+                Executor::Turn(turn) => turn.savepoint().query_all_raw(statement).await,
             }
         };
-        if self.dialect == Dialect::Sqlite { query.await } else { apart(query).await }
+        if self.lasts() { query.await } else { apart(query).await }
     }
 
     async fn query_one(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
@@ -252,9 +261,10 @@ impl Run {
             match &to {
                 Executor::Pool(pool) => pool.query_one_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.query_one_raw(statement).await,
+                Executor::Turn(turn) => turn.savepoint().query_one_raw(statement).await,
             }
         };
-        if self.dialect == Dialect::Sqlite { query.await } else { apart(query).await }
+        if self.lasts() { query.await } else { apart(query).await }
     }
 
     async fn execute_one(&self, statement: Statement) -> Result<ExecResult, DbErr> {
@@ -263,9 +273,15 @@ impl Run {
             match &to {
                 Executor::Pool(pool) => pool.execute_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.execute_raw(statement).await,
+                Executor::Turn(turn) => turn.savepoint().execute_raw(statement).await,
             }
         };
-        if self.dialect == Dialect::Sqlite { execute.await } else { apart(execute).await }
+        if self.lasts() { execute.await } else { apart(execute).await }
+    }
+
+    /// Whether a statement may be given up at any point: SQLite's driver counts nothing but savepoints.
+    const fn lasts(&self) -> bool {
+        matches!((&self.to, self.dialect), (Executor::Pool(_), Dialect::Sqlite))
     }
 
     pub(crate) const fn dialect(&self) -> Dialect {
@@ -321,8 +337,8 @@ impl Run {
 
 /// Lets something be done to its end, whether somebody waits for it or not.
 ///
-/// A client that goes away, or a time that is up, drops the future that works for it, wherever that stands. SQLite's driver bears that. Those of
-/// the servers lose count of which answer belongs to which statement, and the connection is lost or, worse, is not.
+/// A client that goes away, or a time that is up, drops the future that works for it, wherever that stands. The drivers of the servers lose count
+/// then of which answer belongs to which statement, and SQLite's of its savepoints.
 pub(crate) async fn apart<T: Send + 'static>(
     work: impl Future<Output = Result<T, DbErr>> + Send + 'static,
 ) -> Result<T, DbErr> {

@@ -97,7 +97,8 @@ impl Db {
         let begun = apart(async move { pool.begin().await }).await;
         let transaction = Arc::new(begun.map_err(|error| Failed::Before(error.into()))?);
         let result = work(Run::inside(&transaction, self.inner.dialect)).await;
-        let transaction = alone(transaction)?;
+        let transaction = Arc::into_inner(transaction)
+            .ok_or_else(|| Failed::Before(Fault::Corrupt("a transaction is still used after its end".to_owned())))?;
         match result {
             Ok(done) => match apart(transaction.commit()).await {
                 Ok(()) => Ok(done),
@@ -129,12 +130,6 @@ impl Db {
     }
 }
 
-/// The transaction again, after the work that used it has ended.
-pub(crate) fn alone(transaction: Arc<DatabaseTransaction>) -> Result<DatabaseTransaction, Failed> {
-    Arc::into_inner(transaction)
-        .ok_or_else(|| Failed::Before(Fault::Corrupt("a transaction is still used after its end".to_owned())))
-}
-
 /// A commit that was refused was not done; one that was not answered may have been.
 pub(crate) fn in_commit(fault: Fault) -> Failed {
     match fault.class() {
@@ -144,7 +139,7 @@ pub(crate) fn in_commit(fault: Fault) -> Failed {
 }
 
 /// On a broken connection there is nothing to roll back.
-pub(crate) async fn roll_back(transaction: DatabaseTransaction, fault: &Fault) {
+async fn roll_back(transaction: DatabaseTransaction, fault: &Fault) {
     if let Err(error) = apart(transaction.rollback()).await {
         debug!(?error, ?fault, "rollback failed");
     }

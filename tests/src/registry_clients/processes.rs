@@ -13,7 +13,7 @@ use super::{
     runtimes::Loaded,
     scene::{
         Asked, CLIENT, OPEN, Tools, asked, check_calm, digest_of, logged, one_host, one_platform, printed,
-        trusted_proxy, two_platforms,
+        two_platforms,
     },
 };
 use crate::runner::{Case, CaseResult, Outcome, anywhere, rooted};

@@ -252,6 +252,11 @@ pub(crate) async fn collectors_beside_each_other(ground: &Ground) {
 pub(crate) async fn futures_can_be_sent_and_dropped(ground: &Ground) {
     const ROUNDS: u64 = 30;
     let db = &ground.db;
+    push_blob(db, "a", "first", 1_000_000, 0).await;
+    let begin = std::time::Instant::now();
+    push_blob(db, "a", "second", 1_000_001, 0).await;
+    // Together they take longer than alone; so some are given up early, some late, some not at all.
+    let patience_max = begin.elapsed() * 12;
     let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
     together(|task| {
         let (db, acknowledged) = (db.clone(), Arc::clone(&acknowledged));
@@ -259,7 +264,10 @@ pub(crate) async fn futures_can_be_sent_and_dropped(ground: &Ground) {
             for round in 0..ROUNDS {
                 let number = task * ROUNDS + round;
                 let content = format!("blob {number}");
-                let patience = Duration::from_micros(number * 37 % 4000);
+                let patience = match number % 5 {
+                    0 => Duration::from_secs(60),
+                    _ => patience_max.mul_f64((number * 37 % 100) as f64 / 100.0),
+                };
                 if tokio::time::timeout(patience, push_blob(&db, "a", &content, number, 0)).await.is_ok() {
                     acknowledged.lock().unwrap().push(content);
                 }
@@ -268,7 +276,7 @@ pub(crate) async fn futures_can_be_sent_and_dropped(ground: &Ground) {
     })
     .await;
     // It goes on as if nothing had been.
-    push_image(db, "a", "last", &["t"], 1_000_000, 0).await;
+    push_image(db, "a", "last", &["t"], 1_000_002, 0).await;
     let acknowledged = acknowledged.lock().unwrap().clone();
     assert!(!acknowledged.is_empty(), "not one was quick enough");
     let a = id(db, "a").await;

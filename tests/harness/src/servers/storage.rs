@@ -82,7 +82,12 @@ impl S3Server {
     fn ready(&mut self) -> Result<()> {
         self.proc.wait_port(self.addr, START_DEADLINE)?;
         let url = format!("{}{}", self.endpoint(), self.health);
-        self.proc.wait_http(&url, START_DEADLINE)
+        self.proc.wait_http(&url, START_DEADLINE)?;
+        // MinIO calls itself ready a moment before it knows its own users and buckets.
+        let (curl, list) = (self.curl(), format!("{}/", self.endpoint()));
+        self.proc.wait_until("lists its buckets", START_DEADLINE, |_| {
+            curl.clone().get(&list).is_ok_and(|reply| reply.status == 200)
+        })
     }
 
     /// `http://address:port`.
