@@ -142,7 +142,7 @@ impl Turn {
     async fn undo(self, spoilt: Option<DbErr>) -> Result<(), DbErr> {
         let Self { savepoint, mut slot } = self;
         let undone = savepoint.rollback().await;
-        if let Some(error) = spoilt.as_ref().or(undone.as_ref().err()) {
+        if let Some(error) = spoilt.as_ref().or_else(|| undone.as_ref().err()) {
             spoil(&mut slot, error);
         }
         undone

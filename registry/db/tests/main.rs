@@ -4,6 +4,7 @@
 
 mod cases;
 mod histories;
+mod scratch;
 mod servers;
 mod sqlite;
 mod support;

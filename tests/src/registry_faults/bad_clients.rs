@@ -42,30 +42,28 @@ fn stalls(run: &Run) -> CaseResult {
     let mut site = Site::simple(run, STRICT)?;
     let mut client = site.client();
     let blob = Blob::random(MIB, 600);
-    for (what, sent) in [("a part of a chunk", 300_000), ("nothing of a chunk", 0)] {
-        for chunked in [false, true] {
-            let upload = client.begin("a/b")?;
-            client.patch(&upload, 0, &blob.bytes[..1000])?.is(202, "a chunk")?;
-            let mut connection = Connection::open(site.registries[0].addr())?;
-            let begun = Instant::now();
-            let rest = &blob.bytes[1000..];
-            if chunked {
-                connection.head("PATCH", &upload, &[("transfer-encoding", "chunked")])?;
-                if sent > 0 {
-                    connection.chunk(&rest[..sent])?;
-                }
-            } else {
-                connection.head("PATCH", &upload, &[("content-length", &rest.len().to_string())])?;
-                connection.write(&rest[..sent])?;
+    for (what, sent, chunked) in [("a part of a chunk", 300_000, true), ("nothing of a chunk", 0, false)] {
+        let upload = client.begin("a/b")?;
+        client.patch(&upload, 0, &blob.bytes[..1000])?.is(202, "a chunk")?;
+        let mut connection = Connection::open(site.registries[0].addr())?;
+        let begun = Instant::now();
+        let rest = &blob.bytes[1000..];
+        if chunked {
+            connection.head("PATCH", &upload, &[("transfer-encoding", "chunked")])?;
+            if sent > 0 {
+                connection.chunk(&rest[..sent])?;
             }
-            let response = connection.response_within(CUT_OFF, false).with_context(|| what.to_owned())?;
-            response.refuses(408, "BLOB_UPLOAD_INVALID", what)?;
-            ensure!(begun.elapsed() >= Duration::from_secs(1), "cut off after {:?}", begun.elapsed());
-            ensure!(connection.is_closed_within(CUT_OFF)?, "{what}: the connection stays open");
-            let at = usize::try_from(client.offset(&upload)?)?;
-            ensure!(at == 1000 + sent, "{what}: {at} bytes are kept instead of {}", 1000 + sent);
-            client.finish(&upload, &blob.digest, &blob.bytes[at..])?.is(201, "the upload goes on")?;
+        } else {
+            connection.head("PATCH", &upload, &[("content-length", &rest.len().to_string())])?;
+            connection.write(&rest[..sent])?;
         }
+        let response = connection.response_within(CUT_OFF, false).with_context(|| what.to_owned())?;
+        response.refuses(408, "BLOB_UPLOAD_INVALID", what)?;
+        ensure!(begun.elapsed() >= Duration::from_secs(1), "cut off after {:?}", begun.elapsed());
+        ensure!(connection.is_closed_within(CUT_OFF)?, "{what}: the connection stays open");
+        let at = usize::try_from(client.offset(&upload)?)?;
+        ensure!(at == 1000 + sent, "{what}: {at} bytes are kept instead of {}", 1000 + sent);
+        client.finish(&upload, &blob.digest, &blob.bytes[at..])?.is(201, "the upload goes on")?;
     }
     client.pulls_blob("a/b", &blob)?;
 

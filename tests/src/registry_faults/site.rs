@@ -255,13 +255,26 @@ impl Site {
 
     /// Waits until no lease is left, and nothing waits to be removed.
     pub(crate) fn wait_upkeep(&self) -> Result<()> {
+        self.wait_leases()?;
+        self.wait_removals()
+    }
+
+    pub(crate) fn wait_leases(&self) -> Result<()> {
+        self.wait_none(&["gc_links_due", "gc_links_leased"])
+    }
+
+    pub(crate) fn wait_removals(&self) -> Result<()> {
+        self.wait_none(&["gc_removals"])
+    }
+
+    fn wait_none(&self, gauges: &[&str]) -> Result<()> {
         let end = Instant::now() + UPKEEP;
         // What was counted before may be older than the last request.
         std::thread::sleep(COUNTED);
         loop {
             let mut left = Vec::new();
             for registry in &self.registries {
-                for gauge in ["gc_links_due", "gc_links_leased", "gc_removals"] {
+                for gauge in gauges {
                     let count = registry.metric(&format!("skimmer_registry_{gauge}"))?;
                     if count > 0.0 {
                         left.push(format!("{gauge} {count}"));

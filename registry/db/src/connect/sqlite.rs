@@ -31,7 +31,7 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         tokio::fs::create_dir_all(folder).await.map_err(|source| DbError::File { path: folder.to_owned(), source })?;
     }
-    let lock = lock(path)?;
+    let lock = lock_soon(path).await?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -69,6 +69,25 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         .into();
     let alone = Alone::new(writer, lock);
     Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Alone(alone), config))
+}
+
+/// A predecessor that is just ending, or a process that was forked from it and has not begun its own program, lets go within this
+/// time.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// [`lock`], with patience.
+async fn lock_soon(path: &Path) -> Result<File, DbError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match lock(path) {
+            Err(DbError::InUse(_)) if waited < LOCK_PATIENCE => {
+                tokio::time::sleep(LOCK_PAUSE).await;
+                waited += LOCK_PAUSE;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Makes this process the only one. The lock goes with the process, the file stays.
