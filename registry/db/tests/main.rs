@@ -4,7 +4,6 @@
 
 mod cases;
 mod histories;
-mod scratch;
 mod servers;
 mod sqlite;
 mod support;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 const ASK: Duration = Duration::from_secs(20);
-const SERVERS: [&str; 3] = ["dfdaemon", "supernode", "config-service"];
+const SERVERS: [&str; 4] = ["dfdaemon", "supernode", "config-service", "registry"];
 /// Bad flags and bad configuration.
 const BAD: i32 = 2;
 
