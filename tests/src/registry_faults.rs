@@ -4,6 +4,7 @@
 //! a proxy that makes trouble. Everything is on addresses of the loopback network, so that most of it needs no root.
 
 mod bad_clients;
+mod bad_requests;
 pub(crate) mod content;
 mod disks;
 mod durability;
@@ -26,6 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
         disks::cases(),
         outages::cases(),
         bad_clients::cases(),
+        bad_requests::cases(),
         visibility::cases(),
     ];
     suites.into_iter().flatten().collect()

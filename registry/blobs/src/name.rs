@@ -36,6 +36,8 @@ pub struct TagRecordName {
 pub enum StoreEntry {
     /// `blob/ID.ALGORITHM-HEX.SIZE`
     Blob(StoredBlob),
+    /// `bytes/ID`: bytes without a name, which only object storage can have.
+    Bytes(UploadId),
     /// `manifest/RECORD`
     ManifestRecord(RecordId),
     /// `tag/HASH.CHANGE`
@@ -163,6 +165,7 @@ impl fmt::Display for StoreEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Blob(blob) => write!(f, "blob/{blob}"),
+            Self::Bytes(key) => write!(f, "bytes/{key}"),
             Self::ManifestRecord(record) => write!(f, "manifest/{record}"),
             Self::TagRecord(name) => write!(f, "tag/{name}"),
         }
@@ -175,6 +178,7 @@ impl FromStr for StoreEntry {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('/') {
             Some(("blob", name)) => name.parse().map(Self::Blob),
+            Some(("bytes", key)) => key.parse().map(Self::Bytes).map_err(|_| InvalidName("an upload")),
             Some(("manifest", name)) => name.parse().map(Self::ManifestRecord),
             Some(("tag", name)) => name.parse().map(Self::TagRecord),
             _ => Err(InvalidName("an entry of the store")),
@@ -255,6 +259,7 @@ mod tests {
         let entries = [
             StoreEntry::Blob(blob()),
             StoreEntry::Blob(StoredBlob { digest: Digest::of(Algorithm::Sha512, b""), size: 0, ..blob() }),
+            StoreEntry::Bytes(blob().key),
             StoreEntry::ManifestRecord(RecordId::random()),
             StoreEntry::TagRecord(TagRecordName::new(&"r".parse().unwrap(), &"t".parse().unwrap(), u64::MAX)),
         ];
@@ -284,7 +289,7 @@ mod tests {
         for bad in ["", ID, "x.1", &format!("{ID}.01"), &format!("{ID}.-1"), &format!("{}.1", ID.to_uppercase())] {
             assert!(bad.parse::<TagRecordName>().is_err(), "{bad}");
         }
-        for bad in ["blob", "blobs/x", "tag/../x", "manifest/", "manifest/0123"] {
+        for bad in ["blob", "blobs/x", "bytes/x", "tag/../x", "manifest/", "manifest/0123"] {
             assert!(bad.parse::<StoreEntry>().is_err(), "{bad}");
         }
     }

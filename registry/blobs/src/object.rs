@@ -125,7 +125,7 @@ impl BlobRemove for ObjectStorage {
                 let outcome: Result<(), StoreError> = outcomes.by_ref().take(paths.len()).collect();
                 let freed = match entry {
                     StoreEntry::Blob(blob) => blob.size,
-                    StoreEntry::ManifestRecord(_) | StoreEntry::TagRecord(_) => 0,
+                    StoreEntry::Bytes(_) | StoreEntry::ManifestRecord(_) | StoreEntry::TagRecord(_) => 0,
                 };
                 removed.push((entry.clone(), outcome.map(|()| freed)));
             }
@@ -142,6 +142,10 @@ impl Records for ObjectStorage {
 
     async fn put_tag_record(&self, record: &TagRecord) -> Result<(), StoreError> {
         self.shared.put(&self.shared.keys.tag_record(record.name()), record.encode().into()).await
+    }
+
+    async fn put_blob_name(&self, blob: &StoredBlob) -> Result<(), StoreError> {
+        self.shared.put_name(blob).await
     }
 }
 

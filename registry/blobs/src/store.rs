@@ -128,6 +128,12 @@ pub trait Records: Send + Sync {
     /// # Errors
     /// When the store fails.
     async fn put_tag_record(&self, record: &TagRecord) -> Result<(), StoreError>;
+
+    /// Writes the name of a blob whose bytes are there, durable when it returns. Only object storage can lose one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    async fn put_blob_name(&self, blob: &StoredBlob) -> Result<(), StoreError>;
 }
 
 /// For scrub, fsck and rebuild.

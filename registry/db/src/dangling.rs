@@ -18,7 +18,7 @@ pub enum Dangling {
         /// What it says.
         blob: BlobId,
     },
-    /// A blob that is not readable anywhere.
+    /// A blob that is not readable anywhere, and that no manifest needs.
     BlobWithoutLink {
         /// Which.
         blob: BlobId,
@@ -118,7 +118,9 @@ async fn links_without_blob(run: &Run, limit: u64, found: &mut Vec<Dangling>) ->
 async fn blobs_without_link(run: &Run, limit: u64, found: &mut Vec<Dangling>) -> Result<(), Fault> {
     let text = sql!(
         "select b.id, b.digest from blobs b \
-         where (select 1 from links l where l.blob_id = b.id limit 1) is null limit ?"
+         where (select 1 from links l where l.blob_id = b.id limit 1) is null \
+         and (select 1 from manifest_blobs m join manifests n on n.id = m.manifest_id \
+         where m.digest = b.digest and m.required = 1 limit 1) is null limit ?"
     );
     let dangling = |row: &Row| Ok(Dangling::BlobWithoutLink { blob: BlobId(row.int(0)?), digest: row.parse(1)? });
     add(&run.all(text, values![db_size(limit)]).await?, dangling, found)
@@ -127,7 +129,7 @@ async fn blobs_without_link(run: &Run, limit: u64, found: &mut Vec<Dangling>) ->
 async fn references_without_link(run: &Run, limit: u64, found: &mut Vec<Dangling>) -> Result<(), Fault> {
     let text = sql!(
         "select m.repository_id, m.manifest_id, m.digest from manifest_blobs m \
-         left join blobs b on b.digest = m.digest \
+         join manifests n on n.id = m.manifest_id left join blobs b on b.digest = m.digest \
          left join links l on l.blob_id = b.id and l.repository_id = m.repository_id \
          where m.required = 1 and l.blob_id is null limit ?"
     );
@@ -230,6 +232,14 @@ impl Repair<'_> {
             return Ok(false);
         }
         let (digest, key, size): (Digest, _, _) = (row.parse(0)?, row.parse(1)?, row.size(2)?);
+        // A link that a manifest needs is made again; its bytes are all there is of it.
+        let needed = sql!(
+            "select 1 from manifest_blobs m join manifests n on n.id = m.manifest_id \
+             where m.digest = ? and m.required = 1 limit 1"
+        );
+        if run.one(needed, values![digest.to_string()]).await?.is_some() {
+            return Ok(false);
+        }
         let dead = DeadBlob { id: blob, key, size, entry: (self.entry)(key, &digest, size) };
         blob::bury(run, &[dead], self.now_ms).await?;
         Ok(true)

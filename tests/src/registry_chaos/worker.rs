@@ -223,9 +223,9 @@ impl Worker {
         for blob in &owned.manifest.blobs {
             oldest = oldest.min(self.bring(owned.repository, blob)?);
         }
-        // docker takes its time.
+        // docker takes its time, and sometimes just as long as the lease is.
         if self.random.chance(25) {
-            thread::sleep(world.lease / 10 * u32::try_from(self.random.below(13)).unwrap_or(0));
+            thread::sleep(world.lease.mul_f64(self.random.below(1300) as f64 / 1000.0));
         }
         let certain = (!owned.is_fragile).then_some(oldest + world.lease / 10 * CERTAIN_TENTHS);
         self.put_new(owned, certain)

@@ -162,8 +162,7 @@ impl Shared {
             if count == 0 {
                 return Ok(());
             }
-            let commits = buffer[..count].windows(6).any(|window| window.eq_ignore_ascii_case(b"commit"));
-            if commits && self.cut.swap(false, Ordering::SeqCst) {
+            if commits(&buffer[..count]) && self.cut.swap(false, Ordering::SeqCst) {
                 is_cut.store(true, Ordering::SeqCst);
                 to.write_all(&buffer[..count])?;
                 // The other thread waits for the answer, and ends the connection.
@@ -211,4 +210,12 @@ impl Shared {
         );
         client.write_all(answer.as_bytes())
     }
+}
+
+/// Whether it says COMMIT, and not `committed`, which connections begin with.
+fn commits(bytes: &[u8]) -> bool {
+    const WORD: &[u8] = b"commit";
+    let goes_on = |at: usize| bytes.get(at + WORD.len()).is_some_and(u8::is_ascii_alphabetic);
+    let mut words = bytes.windows(WORD.len()).enumerate();
+    words.any(|(at, window)| window.eq_ignore_ascii_case(WORD) && !goes_on(at))
 }

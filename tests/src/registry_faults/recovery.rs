@@ -26,6 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
         anywhere("registry rebuild: MariaDB's database is dropped, the bucket restores everything", mariadb),
         anywhere("registry rebuild: PostgreSQL's database is dropped, the folder restores everything", postgres),
         anywhere("registry fsck: finds and mends files that are missing, cut, changed, unknown; records", files),
+        anywhere("registry fsck: finds and mends objects that are missing, cut, changed, unknown; records", objects),
         anywhere("registry fsck: finds and mends rows that hang in the air, MariaDB and a bucket", rows_mariadb),
         anywhere("registry fsck: finds and mends rows that hang in the air, PostgreSQL", rows_postgres),
     ]
@@ -202,19 +203,23 @@ fn lose_and_restore(site: &mut Site) -> Result<()> {
 // === fsck: the store ===
 
 fn files(run: &Run) -> CaseResult {
-    for (database, storage) in
-        [(Database::Sqlite, Storage::Files), (Database::Postgres, Storage::S3(S3Kind::Versitygw))]
-    {
-        let servers = Servers::start(run, database, storage)?;
-        let config = servers.config("", "", QUIET);
-        let mut site = Site::start(run, servers, 1, &config)?;
-        let content = Content::push(&site)?;
-        site.fsck(&["--deep"])?.is_clean()?;
-        spoilt_blobs(&mut site, &content).with_context(|| format!("{database:?}"))?;
-        unknown_entries(&mut site, &content).with_context(|| format!("{database:?}"))?;
-        missing_records(&mut site).with_context(|| format!("{database:?}"))?;
-        content.is_there(&site)?;
-    }
+    spoilt(run, Database::Sqlite, Storage::Files)
+}
+
+fn objects(run: &Run) -> CaseResult {
+    spoilt(run, Database::Postgres, Storage::S3(S3Kind::Versitygw))
+}
+
+fn spoilt(run: &Run, database: Database, storage: Storage) -> CaseResult {
+    let servers = Servers::start(run, database, storage)?;
+    let config = servers.config("", "", QUIET);
+    let mut site = Site::start(run, servers, 1, &config)?;
+    let content = Content::push(&site)?;
+    site.fsck(&["--deep"])?.is_clean()?;
+    spoilt_blobs(&mut site, &content)?;
+    unknown_entries(&mut site, &content)?;
+    missing_records(&mut site)?;
+    content.is_there(&site)?;
     Ok(Outcome::Passed)
 }
 
@@ -289,6 +294,21 @@ fn unknown_entries(site: &mut Site, content: &Content) -> Result<()> {
     let fsck = site.fsck_stopped(&["--repair"])?;
     ensure!(fsck.success, "an orphan is not mended: {}", fsck.report);
     site.fsck_stopped(&[])?.is_clean()?;
+    if site.servers.s3.is_some() {
+        // Bytes and name are two objects, and a process may die between them; a removal may, too.
+        let stored = site.servers.stored("")?;
+        let of_it = stored.iter().filter(|name| name.contains(&key));
+        for object in of_it {
+            let content: &[u8] = if object.starts_with("names/") { b"" } else { &blob.bytes };
+            site.servers.spoil(&object.replace(&key, &other), Some(content))?;
+            let fsck = site.fsck_stopped(&[])?;
+            fsck.finds("orphan", &other).with_context(|| format!("alone: {object}"))?;
+            let fsck = site.fsck_stopped(&["--repair"])?;
+            ensure!(fsck.success, "{object} alone is not mended: {}", fsck.report);
+            site.fsck_stopped(&[])?.is_clean()?;
+            ensure!(site.servers.stored("")? == stored, "{object} alone is not removed");
+        }
+    }
     // What is not ours is named, and left alone.
     let folder = name.rsplit_once('/').context("a folder")?.0;
     let stranger = format!("{folder}/thesis.tex");
@@ -302,6 +322,15 @@ fn unknown_entries(site: &mut Site, content: &Content) -> Result<()> {
 }
 
 fn missing_records(site: &mut Site) -> Result<()> {
+    if site.servers.s3.is_some() {
+        let names = site.servers.stored("names/")?;
+        site.servers.spoil(&names[0], None)?;
+        site.fsck(&[])?.finds("missing_record", "blob sha256:")?;
+        let fsck = site.fsck(&["--repair"])?;
+        ensure!(fsck.success, "a blob's name is not mended: {}", fsck.report);
+        site.fsck(&[])?.is_clean()?;
+        ensure!(site.servers.stored("names/")? == names, "a blob's name is not what it was");
+    }
     for kind in ["records/manifests/", "records/tags/"] {
         let names = site.servers.stored(kind)?;
         let all = names.len();

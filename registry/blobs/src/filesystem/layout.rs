@@ -61,11 +61,13 @@ impl Layout {
         self.tag_records(name.shard()).join(name.to_string())
     }
 
-    pub(super) fn entry(&self, entry: &StoreEntry) -> PathBuf {
+    /// `None` for what a folder cannot hold: here, bytes and their name are one.
+    pub(super) fn entry(&self, entry: &StoreEntry) -> Option<PathBuf> {
         match entry {
-            StoreEntry::Blob(blob) => self.blob(blob),
-            StoreEntry::ManifestRecord(id) => self.manifest_record(*id),
-            StoreEntry::TagRecord(name) => self.tag_record(*name),
+            StoreEntry::Blob(blob) => Some(self.blob(blob)),
+            StoreEntry::Bytes(_) => None,
+            StoreEntry::ManifestRecord(id) => Some(self.manifest_record(*id)),
+            StoreEntry::TagRecord(name) => Some(self.tag_record(*name)),
         }
     }
 

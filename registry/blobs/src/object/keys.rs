@@ -76,6 +76,7 @@ impl Keys {
     pub(super) fn entry(&self, entry: &StoreEntry) -> Vec<Path> {
         match entry {
             StoreEntry::Blob(blob) => vec![self.content(blob.key), self.name(blob)],
+            StoreEntry::Bytes(key) => vec![self.content(*key)],
             StoreEntry::ManifestRecord(id) => vec![self.manifest_record(*id)],
             StoreEntry::TagRecord(name) => vec![self.tag_record(*name)],
         }

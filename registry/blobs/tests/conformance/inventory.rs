@@ -185,6 +185,10 @@ pub(super) async fn damage_is_found(place: &Place) -> Result<()> {
             let (found, _) = all_blobs(&store).await?;
             let orphan = found.iter().find(|found| found.key == whole.key).context("bytes without a name")?;
             ensure!(orphan.name.is_none() && orphan.size_found == Some(5000), "{orphan:?}");
+            let removed = store.remove(&[StoreEntry::Bytes(whole.key)]).await;
+            ensure!(removed[0].1.as_ref().is_ok_and(|freed| *freed == 0), "{removed:?}");
+            let (found, _) = all_blobs(&store).await?;
+            ensure!(!found.iter().any(|found| found.key == whole.key), "bytes without a name stay");
         }
     }
     let tags = store.list_tag_records(tag.name().shard()).await?.entries;

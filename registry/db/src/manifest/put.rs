@@ -153,7 +153,13 @@ impl Put<'_> {
     async fn create(&self, run: &Run) -> Result<(ManifestId, Option<ChangeId>), Fault> {
         let new = self.new;
         let id = insert(run, self.repository, self.digest, new.manifest, new.record, new.now_ms).await?;
-        let id = id.ok_or(Fault::Again("a manifest was pushed by somebody else at the same time"))?;
+        let Some(id) = id else {
+            let taken = sql!("select 1 from manifests where record = ?");
+            return Err(match run.one(taken, values![new.record]).await? {
+                Some(_) => Fault::Corrupt(format!("{:?} is the record of another manifest", new.record)),
+                None => Fault::Again("a manifest was pushed by somebody else at the same time"),
+            });
+        };
         insert_references(run, self.repository, id, self.references, new.require_references).await?;
         let change = NewChange {
             kind: ChangeKind::Push,

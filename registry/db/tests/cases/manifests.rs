@@ -75,6 +75,21 @@ pub(crate) async fn pushing_again_changes_nothing(ground: &Ground) {
     let row = &db.manifests_page(ManifestId(0), 10).await.unwrap()[0];
     assert_ne!(removals[0], record_entry(&row.record));
     assert_eq!(db.changes(ChangeId(0), 10).await.unwrap().len(), 3);
+    // A name that was given to a record before is a defect of the caller, and no reason to wait.
+    let (name, other, entry) = (repository("a"), image(&[digest("one")], json!({"annotations": {"x": "y"}})), "");
+    let new = db::NewManifest {
+        repository: &name,
+        manifest: &other,
+        digest: &digest_of(&other),
+        record: &row.record,
+        record_entry: entry,
+        tags: &[],
+        now_ms: 7,
+        require_references: true,
+        tag_entry: &tag_entry,
+    };
+    let Err(PutManifestError::Db(error)) = db.put_manifest(&new).await else { panic!() };
+    assert!(matches!(error, db::DbError::Corrupt(_)), "{error:?}");
 }
 
 pub(crate) async fn tags_move_and_their_history_stays(ground: &Ground) {

@@ -82,6 +82,10 @@ pub(crate) async fn dangling_rows_are_found_and_repaired(ground: &Ground) {
     db.mount(&digest("two"), None, &repository("d"), 0, LEASE_MS).await.unwrap();
     let c = id(db, "c").await;
     sql(format!("delete from links where repository_id = {c}")).await;
+    // The same, and it is the blob's only link: what a manifest needs is no blob to be removed.
+    push_image(db, "e", "three", &[], 4, 0).await;
+    let e = id(db, "e").await;
+    sql(format!("delete from links where repository_id = {e}")).await;
 
     let found = db.dangling_rows(10).await.unwrap();
     let idle = db.link(b, &digest("idle")).await.unwrap().unwrap().blob;
@@ -92,19 +96,22 @@ pub(crate) async fn dangling_rows_are_found_and_repaired(ground: &Ground) {
         assert_eq!(has(&|row| *row == Dangling::ReferenceWithoutManifest { manifest: ManifestId(4711) }), 1);
         assert_eq!(has(&|row| *row == Dangling::TagWithoutManifest { repository: a, tag: tag("lost") }), 1);
         assert_eq!(has(&|row| *row == Dangling::LinkWithoutReference { repository: b, blob: idle }), 1);
-        let lost = |row: &Dangling| {
-            matches!(row, Dangling::ReferenceWithoutLink { repository, digest, .. }
-            if *repository == c && *digest == crate::support::digest("two"))
-        };
-        assert_eq!(has(&lost), 1);
-        assert_eq!(found.len(), 6, "{found:?}");
+        for (at, what) in [(c, "two"), (e, "three")] {
+            let lost = |row: &Dangling| {
+                matches!(row, Dangling::ReferenceWithoutLink { repository, digest, .. }
+                if *repository == at && *digest == crate::support::digest(what))
+            };
+            assert_eq!(has(&lost), 1);
+        }
+        assert_eq!(found.len(), 7, "{found:?}");
     };
     expected(&found);
-    assert_eq!(db.repair(&found, 100, 100, &blob_entry).await.unwrap(), 6);
+    assert_eq!(db.repair(&found, 100, 100, &blob_entry).await.unwrap(), 7);
     assert_eq!(db.repair(&found, 100, 100, &blob_entry).await.unwrap(), 0, "it looks again");
     assert_eq!(db.dangling_rows(10).await.unwrap(), []);
     assert!(take_removals(db).await.contains(&blob_entry(key(7), &lonely, 9)));
     assert!(db.link(c, &digest("two")).await.unwrap().is_some());
+    assert!(db.link(e, &digest("three")).await.unwrap().is_some());
     assert!(tag_digest(db, "a", "t").await.is_some());
     // The collector decides about what is idle.
     assert_eq!(collect_all(db, 100).await.blobs, 1);

@@ -54,7 +54,7 @@ pub(crate) enum Finding {
     Stranger { path: String },
     /// A row that hangs in the air.
     OrphanRow { row: String },
-    /// A manifest or tag whose record is not in the store, so that a rebuild would lose it.
+    /// A manifest, tag or blob whose record is not in the store, so that a rebuild would lose it.
     MissingRecord { what: String },
 }
 
@@ -99,12 +99,19 @@ pub(crate) async fn run(config: Config, args: FsckArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A blob's bytes in the store.
+#[derive(Clone, Copy)]
+struct Seen {
+    size: u64,
+    is_named: bool,
+}
+
 /// The comparison itself.
 pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let rows = blobs(app).await?;
     report.blobs = rows.len() as u64;
-    let mut seen: HashMap<UploadId, u64> = HashMap::with_capacity(rows.len());
+    let mut seen: HashMap<UploadId, Seen> = HashMap::with_capacity(rows.len());
     let mut orphans = Vec::new();
     let mut records = HashSet::new();
     for shard in Shard::all() {
@@ -113,8 +120,8 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
         for found in listing.entries {
             report.files += 1;
             report.bytes += found.size_found.unwrap_or(0);
-            if let Some(size) = found.size_found.filter(|_| found.name.is_some()) {
-                seen.insert(found.key, size);
+            if let Some(size) = found.size_found {
+                seen.insert(found.key, Seen { size, is_named: found.name.is_some() });
             }
         }
         let manifests = app.store.list_manifest_records(shard).await?;
@@ -166,10 +173,17 @@ async fn blob(
     args: &FsckArgs,
     report: &mut Report,
     row: &BlobRow,
-    found: Option<u64>,
+    seen: Option<Seen>,
 ) -> anyhow::Result<()> {
     let (digest, key) = (row.digest.to_string(), row.key.to_string());
-    let finding = match found {
+    if seen.is_some_and(|seen| !seen.is_named) {
+        report.findings.push(Finding::MissingRecord { what: format!("blob {digest}") });
+        if args.repair {
+            app.store.put_blob_name(&stored(row)).await?;
+            report.repaired += 1;
+        }
+    }
+    let finding = match seen.map(|seen| seen.size) {
         None => {
             // It may have come after its folder was listed, or have gone with its row.
             let blob = stored(row);

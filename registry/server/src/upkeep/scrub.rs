@@ -57,7 +57,7 @@ pub(crate) async fn strays(app: &App, shard: Shard, grace: Duration) -> Result<V
         let keys: Vec<_> = page.iter().map(|blob| blob.key).collect();
         let known = app.db.blob_keys_known(&keys).await?;
         let unknown = page.iter().filter(|blob| !known.contains(&blob.key));
-        strays.extend(unknown.filter_map(|blob| blob.name.clone()).map(StoreEntry::Blob));
+        strays.extend(unknown.map(|blob| blob.name.clone().map_or(StoreEntry::Bytes(blob.key), StoreEntry::Blob)));
     }
 
     let mut manifests = app.store.list_manifest_records(shard).await?.entries;

@@ -1,0 +1,351 @@
+//! Requests that lie, or ask for what cannot be.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use harness::Run;
+
+use super::{
+    bad_clients::{CUT_OFF, MIB, STRICT},
+    content::{Blob, IMAGE, INDEX, Manifest},
+    http::Connection,
+    site::Site,
+};
+use crate::{
+    faults_data::probe::{self, SETTLE, disk_usage, wait_until},
+    runner::{Case, CaseResult, Outcome, anywhere},
+};
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        anywhere("registry clients: a wrong digest: 400, nothing is visible, the space comes back", wrong_digests),
+        anywhere("registry clients: names with .., %2f and 300 characters are no names", names),
+        anywhere("registry clients: manifests nested 100 deep, of 4 MiB, of 4 MiB and a byte", manifests),
+        anywhere("registry clients: headers that come too slowly, are too long, or none", headers),
+        anywhere("registry clients: too many uploads at a time: 429, and room when they have ended", too_many),
+    ]
+}
+
+fn wrong_digests(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, STRICT)?;
+    let mut client = site.client();
+    let (blob, other) = (Blob::random(5 * MIB, 630), Blob::random(10, 631));
+    let used = disk_usage(&site.servers.store());
+    let invalid = |response: &super::http::Response, what: &str| response.refuses(400, "DIGEST_INVALID", what);
+    let upload = client.begin("a/b")?;
+    invalid(&client.finish(&upload, &other.digest, &blob.bytes)?, "a PUT")?;
+    let path = format!("/v2/a/b/blobs/uploads/?digest={}", other.digest);
+    invalid(&client.ask("POST", &path, &[], &blob.bytes)?, "a POST")?;
+    let upload = client.begin("a/b")?;
+    client.patch(&upload, 0, &blob.bytes[..MIB])?.is(202, "a chunk")?;
+    invalid(&client.finish(&upload, &other.digest, &blob.bytes[MIB..])?, "the end of an upload")?;
+    // Its bytes are of no use, and so it is over.
+    client.get(&upload)?.refuses(404, "BLOB_UPLOAD_UNKNOWN", "the upload afterwards")?;
+    for blob in [&blob, &other] {
+        client.get(&blob.path("a/b"))?.refuses(404, "BLOB_UNKNOWN", "a blob that was not pushed")?;
+    }
+    wait_until("the space comes back", SETTLE, || {
+        Ok(probe::files(&site.servers.store().join("uploads")).is_empty() && disk_usage(&site.servers.store()) <= used)
+    })?;
+    // What is no digest at all.
+    let hex = blob.digest.hex();
+    let none = [
+        "sha256:12".to_owned(),
+        format!("sha256:{}", hex.to_uppercase()),
+        format!("sha256:{hex}0"),
+        format!("md5:{}", &hex[..32]),
+        format!("sha512:{hex}"),
+        "sha256:../../../../etc/passwd".to_owned(),
+        "nonsense".to_owned(),
+        String::new(),
+    ];
+    for digest in &none {
+        let upload = client.begin("a/b")?;
+        let response = client.ask("PUT", &format!("{upload}?digest={digest}"), &[], &blob.bytes[..10])?;
+        invalid(&response, &format!("the digest {digest:?}"))?;
+        if !digest.is_empty() && !digest.contains('/') {
+            let response = client.get(&format!("/v2/a/b/blobs/{digest}"))?;
+            let right = [(400, "DIGEST_INVALID"), (404, "BLOB_UNKNOWN")];
+            ensure!(right.contains(&(response.status, &*response.code())), "GET of {digest:?}: {}", response.told());
+        }
+    }
+    let upload = client.begin("a/b")?;
+    invalid(&client.ask("PUT", &upload, &[], &blob.bytes[..10])?, "no digest")?;
+
+    // A manifest under another's digest.
+    let image = Manifest::image("right", &[]);
+    client.push("a/b", &image.blobs[0])?;
+    invalid(&client.put_manifest("a/b", &other.digest.to_string(), &image)?, "a manifest")?;
+    client.manifest("a/b", &other.digest.to_string())?.refuses(
+        404,
+        "MANIFEST_UNKNOWN",
+        "a manifest that was not pushed",
+    )?;
+    client.manifest("a/b", &image.digest.to_string())?.refuses(
+        404,
+        "MANIFEST_UNKNOWN",
+        "a manifest that was not pushed",
+    )?;
+    ensure!(site.servers.stored("records/")?.is_empty(), "something is recorded");
+    client.push("a/b", &blob)?;
+    client.pulls_blob("a/b", &blob)?;
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn names(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, STRICT)?;
+    let mut client = site.client();
+    let image = Manifest::image("names", &[]);
+    client.push_image("a/b", "right", &image)?;
+    let before = probe::files(&site.servers.folder);
+    let long = "x".repeat(300);
+    let parts = "x/".repeat(150) + "x";
+    let none = [
+        "..",
+        "../a",
+        "a/../b",
+        "a/..",
+        "%2e%2e",
+        "a/%2e%2e/b",
+        "a%2fb",
+        "a%2Fb",
+        "a%5cb",
+        "a/./b",
+        "a//b",
+        "/a",
+        "A",
+        "a/B",
+        "a%00b",
+        "a_",
+        "-a",
+        "a..b",
+        "a%20b",
+        "a%",
+        "a%zz",
+        "a%c3%a9",
+        &long,
+        &parts,
+    ];
+    for name in none {
+        for (method, rest) in [
+            ("POST", "blobs/uploads/".to_owned()),
+            ("GET", "tags/list".to_owned()),
+            ("GET", "manifests/right".to_owned()),
+            ("GET", image.blobs[0].path("a/b").split_off("/v2/a/b/".len())),
+            ("DELETE", "manifests/right".to_owned()),
+        ] {
+            let path = format!("/v2/{name}/{rest}");
+            let response = client.ask(method, &path, &[], &[])?;
+            let shown = &path[..path.len().min(60)];
+            response.refuses(400, "NAME_INVALID", &format!("{method} {shown}"))?;
+        }
+        let put = client.put_manifest(name, "t", &image)?;
+        put.refuses(400, "NAME_INVALID", &format!("PUT into {}", &name[..name.len().min(40)]))?;
+    }
+    // A source that cannot be is not there: the client uploads.
+    for from in ["../a", "A", &long] {
+        client.mount("a/b", &image.blobs[0], Some(from))?.is(202, "a mount from nowhere")?;
+    }
+    for tag in ["..", ".a", "-a", "a%2fb", "a%00", &"x".repeat(129), "a%20b"] {
+        let response = client.put_manifest("a/b", tag, &image)?;
+        ensure!((400..500).contains(&response.status) && !response.code().is_empty(), "tag {tag}: {}", response.told());
+    }
+    for session in ["..", "%2e%2e%2fx", "0", &"a".repeat(200), "00000000000000000000000000000000"] {
+        let response = client.get(&format!("/v2/a/b/blobs/uploads/{session}"))?;
+        ensure!(response.status == 404, "upload {session}: {}", response.told());
+    }
+    // An upload belongs to its repository.
+    let upload = client.begin("a/b")?;
+    let elsewhere = upload.replace("/v2/a/b/", "/v2/c/d/");
+    client.ask("PATCH", &elsewhere, &[], b"x")?.refuses(404, "BLOB_UPLOAD_UNKNOWN", "another repository's upload")?;
+    let after = probe::files(&site.servers.folder);
+    ensure!(before.len() == after.len(), "files were made: {after:?}");
+    let longest = format!("{}/{}", "x".repeat(127), "y".repeat(127));
+    client.push_image(&longest, "t", &image)?;
+    client.pulls(&longest, "t", &image)?;
+    site.fsck(&[])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn manifests(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, STRICT)?;
+    let mut client = site.client();
+    let image = Manifest::image("deep", &[Blob::random(10, 640)]);
+    image.blobs.iter().try_for_each(|blob| client.push("a/b", blob))?;
+    let text = String::from_utf8(image.bytes.to_vec())?;
+    let with = |field: &str| Manifest::of(IMAGE, text.replacen('{', &format!("{{{field},"), 1));
+    for depth in [100, 1000, 100_000] {
+        for (open, close) in [("[", "]"), ("{\"x\":", "}")] {
+            let inner = if open == "[" { "" } else { "1" };
+            let field = format!("\"extra\":{}{inner}{}", open.repeat(depth), close.repeat(depth));
+            let put = client.put_manifest("a/b", "deep", &with(&field))?;
+            put.refuses(400, "MANIFEST_INVALID", &format!("{depth} deep"))?;
+            // Nor if it does not end.
+            let torn = Manifest::of(IMAGE, open.repeat(depth));
+            client.put_manifest("a/b", "deep", &torn)?.refuses(400, "MANIFEST_INVALID", "it does not end")?;
+        }
+    }
+    // To the byte.
+    let pad = |length: usize| {
+        let field = |fill: usize| with(&format!("\"fill\":\"{}\"", "x".repeat(fill)));
+        let have = field(0).bytes.len();
+        Manifest { blobs: image.blobs.clone(), ..field(length - have) }
+    };
+    let most = pad(4 * MIB);
+    ensure!(most.bytes.len() == 4 * MIB, "{} bytes", most.bytes.len());
+    client.put_manifest("a/b", "most", &most)?.is(201, "4 MiB")?;
+    client.pulls("a/b", "most", &most)?;
+    let more = pad(4 * MIB + 1);
+    for chunked in [false, true] {
+        let mut connection = Connection::open(site.registries[0].addr())?;
+        let length = more.bytes.len().to_string();
+        let kind = if chunked { ("transfer-encoding", "chunked") } else { ("content-length", length.as_str()) };
+        connection.head("PUT", "/v2/a/b/manifests/more", &[("content-type", IMAGE), kind])?;
+        // It may be refused before all of it has gone.
+        let sent = if chunked {
+            connection.chunk(&more.bytes).and_then(|()| connection.chunk(&[]))
+        } else {
+            connection.write(&more.bytes)
+        };
+        let response = connection.response(false).with_context(|| format!("4 MiB and a byte, sent: {sent:?}"))?;
+        response.refuses(413, "SIZE_INVALID", "4 MiB and a byte")?;
+        client.manifest("a/b", "more")?.refuses(404, "MANIFEST_UNKNOWN", "what was refused")?;
+    }
+    // What is no manifest.
+    let missing = Blob::random(10, 641);
+    let needs = Manifest::image("needs", &[missing]);
+    client.push("a/b", &needs.blobs[0])?;
+    client.put_manifest("a/b", "x", &needs)?.refuses(400, "MANIFEST_BLOB_UNKNOWN", "a blob is missing")?;
+    let index = Manifest::index("needs", &[&needs]);
+    client.put_manifest("a/b", "x", &index)?.refuses(400, "MANIFEST_BLOB_UNKNOWN", "a child is missing")?;
+    for (kind, text) in [
+        (IMAGE, String::new()),
+        (IMAGE, "{}".into()),
+        (IMAGE, "null".into()),
+        (IMAGE, "[]".into()),
+        (IMAGE, "{\"schemaVersion\":2".into()),
+        (IMAGE, text.replace("sha256:", "sha256:0")),
+        (IMAGE, format!("{text}{text}")),
+        (INDEX, text.clone()),
+    ] {
+        let put = client.put_manifest("a/b", "x", &Manifest::of(kind, text.clone()))?;
+        put.refuses(400, "MANIFEST_INVALID", &text[..text.len().min(60)])?;
+    }
+    ensure!(client.tags("a/b")? == ["most"], "tags: {:?}", client.tags("a/b")?);
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn headers(run: &Run) -> CaseResult {
+    let site = Site::simple(run, STRICT)?;
+    let addr = site.registries[0].addr();
+    // A byte at a time, for ever.
+    let mut slow = Connection::open(addr)?;
+    let begun = Instant::now();
+    let mut sent = 0;
+    while begun.elapsed() < CUT_OFF {
+        if slow.write(b"G").is_err() {
+            break;
+        }
+        sent += 1;
+        thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(begun.elapsed() < CUT_OFF, "a header of {sent} bytes is still read after {CUT_OFF:?}");
+    // Nothing at all.
+    let mut silent = Connection::open(addr)?;
+    ensure!(silent.is_closed_within(CUT_OFF)?, "a connection without a request stays open");
+    // Too long.
+    let mut long = Connection::open(addr)?;
+    let name = "x".repeat(100_000);
+    let sent = long.head("GET", "/v2/", &[("x-long", &name)]);
+    if let (Ok(()), Ok(response)) = (sent, long.response_within(CUT_OFF, false)) {
+        ensure!([400, 414, 431].contains(&response.status), "a long header: {}", response.told());
+    }
+    for garbage in
+        [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"GET\r\n\r\n", b"nonsense\r\n\r\n", b"\0\0\0\0\r\n\r\n"]
+    {
+        let mut connection = Connection::open(addr)?;
+        connection.write(garbage)?;
+        if let Ok(response) = connection.response_within(CUT_OFF, false) {
+            ensure!(response.status == 400, "{garbage:?}: {}", response.told());
+        }
+    }
+    // Others were served all the while.
+    let mut client = site.client();
+    client.get("/v2/")?.is(200, "the next one")?;
+    client.ask("BREW", "/v2/", &[], &[])?.refuses(405, "UNSUPPORTED", "a method that is none")?;
+    client.get("/v2/a/nonsense")?.refuses(404, "UNSUPPORTED", "a path that is none")?;
+    Ok(Outcome::Passed)
+}
+
+/// Uploads one client may send at a time.
+const ACTIVE: usize = 4;
+/// Unfinished uploads of all clients.
+const OPEN: usize = 6;
+
+fn too_many(run: &Run) -> CaseResult {
+    let limits = format!("[uploads]\nmax_active_per_client = {ACTIVE}\nmax_open = {OPEN}\n");
+    let mut site = Site::simple(run, &limits)?;
+    let mut client = site.client();
+    let blob = Blob::random(MIB, 650);
+    let length = MIB.to_string();
+    let mut active = Vec::new();
+    for _ in 0..ACTIVE {
+        let upload = client.begin("a/b")?;
+        let mut connection = Connection::open(site.registries[0].addr())?;
+        connection.head("PATCH", &upload, &[("content-length", &length)])?;
+        connection.write(&blob.bytes[..1000])?;
+        active.push((upload, connection));
+    }
+    // They have arrived when one more is refused.
+    let one_more = client.begin("a/b")?;
+    let mut response = None;
+    wait_until("one more is refused", SETTLE, || {
+        let at = usize::try_from(client.offset(&one_more)?)?;
+        let refused = client.patch(&one_more, at, b"xx")?;
+        let is_refused = refused.status != 202;
+        response = Some(refused);
+        Ok(is_refused)
+    })?;
+    let refused = response.context("it was asked")?;
+    refused.refuses(429, "TOOMANYREQUESTS", "one more chunk")?;
+    ensure!(refused.header("retry-after").is_some(), "no Retry-After");
+    client.try_push("a/b", &blob)?.refuses(429, "TOOMANYREQUESTS", "one more push")?;
+    // What is no upload is not counted.
+    client.get("/v2/_catalog")?.is(200, "a list")?;
+    for (upload, mut connection) in active {
+        connection.write(&blob.bytes[1000..])?;
+        connection.response(false)?.is(202, "a chunk that was on its way")?;
+        client.finish(&upload, &blob.digest, &[])?.is(201, "the end")?;
+    }
+    client.push("a/b", &blob).context("there is room again")?;
+    client.ask("DELETE", &one_more, &[], &[])?.is(204, "cancel")?;
+
+    let mut open = Vec::new();
+    for _ in 0..OPEN {
+        let upload = client.begin("a/b")?;
+        client.patch(&upload, 0, b"xx")?.is(202, "a chunk")?;
+        open.push(upload);
+    }
+    wait_until("no more uploads are begun", SETTLE, || {
+        let response = client.ask("POST", "/v2/a/b/blobs/uploads/", &[], &[])?;
+        if response.status == 202 {
+            return Ok(false);
+        }
+        response.refuses(429, "TOOMANYREQUESTS", "one more upload")?;
+        Ok(true)
+    })?;
+    for upload in open {
+        client.ask("DELETE", &upload, &[], &[])?.is(204, "cancel")?;
+    }
+    wait_until("uploads are begun again", SETTLE, || {
+        Ok(client.ask("POST", "/v2/a/b/blobs/uploads/", &[], &[])?.status == 202)
+    })?;
+    site.wait_no_uploads()?;
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
