@@ -9,12 +9,15 @@ use sea_orm::{DbErr, RuntimeErr, SqlxError, SqlxMySqlError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DbError {
-    /// It does not answer, or not in time. It may do so later. Whether something was committed meanwhile is not known.
+    /// It does not answer. It may do so later.
     #[error("the database cannot be reached")]
     Unavailable(#[source] DbErr),
-    /// It did not answer within the time it has.
+    /// It did not answer within the time it has. Whether something was committed is not known.
     #[error("the database did not answer in time")]
     TimedOut,
+    /// A commit failed in a way that does not tell whether it was done.
+    #[error("it is not known whether the database committed")]
+    InDoubt(#[source] Box<Self>),
     /// Other transactions kept getting in the way, however often it was tried again.
     #[error("the database was too busy with other transactions")]
     Busy(#[source] DbErr),
@@ -54,6 +57,7 @@ impl DbError {
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
+            Self::InDoubt(error) => error.kind(),
             Self::Unavailable(_) | Self::TimedOut | Self::Busy(_) => Kind::Unavailable,
             Self::Full(_) => Kind::NoSpace,
             Self::InUse(_) => Kind::Conflict,
@@ -61,6 +65,12 @@ impl DbError {
             Self::Corrupt(_) => Kind::Corrupt,
             Self::File { .. } | Self::Refused(_) => Kind::Internal,
         }
+    }
+
+    /// Whether what was to be written may have been written all the same.
+    #[must_use]
+    pub const fn is_in_doubt(&self) -> bool {
+        matches!(self, Self::InDoubt(_) | Self::TimedOut)
     }
 }
 

@@ -82,7 +82,7 @@ impl Db {
             let fault = match tokio::time::timeout(deadline, attempt).await {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(Failed::Before(fault))) => fault,
-                Ok(Err(Failed::InCommit(fault))) => return Err(fault.into()),
+                Ok(Err(Failed::InCommit(fault))) => return Err(DbError::InDoubt(Box::new(fault.into()))),
                 Err(_) => return Err(DbError::TimedOut),
             };
             attempts.next(fault).await?;

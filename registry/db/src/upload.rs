@@ -114,12 +114,22 @@ impl Db {
         if saved { Ok(expected_version.unwrap_or(0) + 1) } else { Err(CheckpointError::Conflict) }
     }
 
-    /// The row of an upload; `None` is a fresh one, or one that does not exist.
+    /// The row of an upload; `None` is a fresh one, or one that does not exist. One that is a blob now has no row of its own any
+    /// more, and is `Finished`.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn upload(&self, id: UploadId) -> Result<Option<UploadRow>, DbError> {
-        self.read(|run: Run| async move { find(&run, id, "").await }).await
+        let text = format!(
+            "select {COLUMNS} from uploads where id = ? \
+             union all select store_key, null, '', size, 0, {FINISHED}, created_at from blobs where store_key = ?"
+        );
+        let text = &text;
+        self.read(|run: Run| async move {
+            let id = id.to_string();
+            run.one(text.clone(), values![id.as_str(), id.as_str()]).await?.as_ref().map(UploadRow::from_row).transpose()
+        })
+        .await
     }
 
     /// Ends an upload. A row stays, so that nobody continues or commits it, until [`Db::forget_upload`]. Returns the row as it was

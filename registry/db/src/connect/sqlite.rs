@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sea_orm::DatabaseConnection;
+use sqlx::Connection as _;
 use sqlx::pool::PoolOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 
 use super::{Db, STATEMENTS_CACHED, Writer};
 use crate::alone::Alone;
@@ -51,6 +52,15 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
+        // When a disk fails in a commit, SQLite may end the transaction by itself or leave it open, and the driver loses
+        // count: all later ones would be savepoints of one that nobody ever commits. A new connection knows nothing of it.
+        .after_release(|connection: &mut SqliteConnection, _| {
+            Box::pin(async move {
+                // After the rollback that a dropped transaction has queued.
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        })
         .connect_with(options.clone().pragma("cache_size", WRITER_CACHE))
         .await
         .map_err(super::sqlx_error)?

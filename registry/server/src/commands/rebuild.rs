@@ -1,7 +1,7 @@
 //! `registry rebuild`: fills an empty database from the store alone.
 
 use blobs::Shard;
-use db::{ChangeId, Restored, RestoredBlob, RestoredManifest, RestoredTag};
+use db::{ChangeId, Dangling, Restored, RestoredBlob, RestoredManifest, RestoredTag};
 use oci::{Manifest, ManifestLimits};
 use serde::Serialize;
 use service::metrics::Metrics;
@@ -31,6 +31,8 @@ struct Report {
     tags: u64,
     /// Entries that another one has the place of.
     superseded: u64,
+    /// Blobs that no manifest needs, and that nobody can read therefore.
+    unneeded: u64,
     /// Entries that cannot be read, or have lost what they name.
     skipped: Vec<String>,
 }
@@ -49,6 +51,7 @@ pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()>
     blobs(&app, &mut report).await?;
     manifests(&app, &mut report).await?;
     tags(&app, &mut report).await?;
+    report.unneeded = unneeded(&app).await?;
     if args.json {
         say(serde_json::to_string(&report)?);
     } else {
@@ -63,6 +66,12 @@ pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()>
             report.superseded,
             report.skipped.len()
         ));
+        if report.unneeded > 0 {
+            say(format_args!(
+                "{} blobs are needed by no manifest; they stay until `registry fsck --repair` removes them",
+                report.unneeded
+            ));
+        }
     }
     Ok(())
 }
@@ -78,6 +87,12 @@ impl Report {
             _ => 0,
         }
     }
+}
+
+/// They are not removed here: if records were lost, or are yet to be brought back, they are all there is.
+async fn unneeded(app: &App) -> anyhow::Result<u64> {
+    let dangling = app.db.dangling_rows(u32::MAX.into()).await?;
+    Ok(dangling.iter().filter(|row| matches!(row, Dangling::BlobWithoutLink { .. })).count() as u64)
 }
 
 async fn blobs(app: &App, report: &mut Report) -> anyhow::Result<()> {

@@ -95,9 +95,10 @@ async fn open(
 /// `DELETE`: takes the blob out of this repository.
 pub(super) async fn delete(app: &App, name: &RepositoryName, digest: &Digest) -> Answer {
     let repository = app.repository(name).await?.ok_or_else(|| unknown(digest))?;
-    let outcome = app.db.unlink(repository, digest, app.now_ms(), &records::blob_entry).await?;
+    let outcome = app.db.unlink(repository, digest, app.now_ms(), &records::blob_entry).await;
+    // Also after an error: it may be gone all the same.
     app.cache.changed(repository);
-    match outcome {
+    match outcome? {
         Unlink::Unlinked => Ok(empty(StatusCode::ACCEPTED)),
         Unlink::NotFound => Err(unknown(digest)),
         Unlink::Referenced => {

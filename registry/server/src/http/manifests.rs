@@ -86,7 +86,12 @@ pub(super) async fn put(
     let put = match put {
         Ok(put) => put,
         Err(error) => {
-            if !is_there {
+            if matches!(&error, PutManifestError::Db(error) if error.is_in_doubt()) {
+                // It may be there: then its record has to be, too, and what we remember is of before.
+                if let Some(repository) = app.repository(name).await? {
+                    app.cache.changed(repository);
+                }
+            } else if !is_there {
                 records::withdraw(app, &record).await;
             }
             return Err(refused(error));
@@ -213,7 +218,8 @@ fn refused(error: PutManifestError) -> Failure {
 
 /// The tags' records, so that the store alone tells where they point.
 async fn write_tags(app: &App, name: &RepositoryName, digest: &Digest, moves: &[TagMove]) -> Result<(), Failure> {
-    for moved in moves.iter().filter(|moved| moved.moved) {
+    // Also of those that did not move: whoever pushed it may have been killed before he wrote it.
+    for moved in moves {
         app.store.put_tag_record(&records::tag(app, name, digest, moved)).await?;
     }
     if moves.iter().any(|moved| moved.replaced.is_some()) {
@@ -227,9 +233,10 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Referen
     let repository = app.repository(name).await?.ok_or_else(|| unknown(reference))?;
     let tag_entry = |tag: &TagName, change| records::tag_entry(name, tag, change);
     let now = app.now_ms();
-    let entries = match reference {
+    let deleted = match reference {
         Reference::Tag(tag) => {
-            app.db.delete_tag(repository, tag, now, &tag_entry).await?.map(|deleted| vec![deleted.entry])
+            let deleted = app.db.delete_tag(repository, tag, now, &tag_entry).await;
+            deleted.map(|deleted| deleted.map(|deleted| vec![deleted.entry]))
         }
         Reference::Digest(digest) => {
             let delete = DeleteManifest {
@@ -240,12 +247,13 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Referen
                 tag_entry: &tag_entry,
                 record_entry: &records::manifest_entry,
             };
-            app.db.delete_manifest(&delete).await?.map(|deleted| deleted.entries)
+            app.db.delete_manifest(&delete).await.map(|deleted| deleted.map(|deleted| deleted.entries))
         }
     };
+    // Also after an error: it may be gone all the same.
     app.cache.changed(repository);
     // The records go before the answer, so that a rebuild does not bring back what was deleted.
-    app.remove_now(&entries.ok_or_else(|| unknown(reference))?).await;
+    app.remove_now(&deleted?.ok_or_else(|| unknown(reference))?).await;
     Ok(empty(StatusCode::ACCEPTED))
 }
 
