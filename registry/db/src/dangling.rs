@@ -254,7 +254,7 @@ impl Repair<'_> {
         digest: &Digest,
     ) -> Result<bool, Fault> {
         let digest = digest.to_string();
-        let lock = sql!("select id from blobs where digest = ? for share");
+        let lock = sql!("select id, size from blobs where digest = ? for share");
         let Some(row) = run.one(lock, values![digest.as_str()]).await? else { return Ok(false) };
         let needed = sql!(
             "select 1 from manifest_blobs n join manifests m on m.id = n.manifest_id \

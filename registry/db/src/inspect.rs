@@ -163,6 +163,14 @@ impl Db {
             .await
     }
 
+    /// Those of the entries that are due to be removed. Reads all removals.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn removals_known(&self, entries: &[String]) -> Result<HashSet<String>, DbError> {
+        self.read(|run: Run| async move { known(&run, "select entry from removals where entry", entries).await }).await
+    }
+
     /// Tags after one of a repository, in the order of repositories' numbers and names.
     ///
     /// # Errors

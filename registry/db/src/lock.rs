@@ -53,6 +53,9 @@ pub(crate) async fn links(
 }
 
 /// MariaDB cannot lock one table of a join only. A link that is locked keeps its blob.
+///
+/// InnoDB takes a shared lock on an index alone where the index has all that is selected, and whoever finds the row by another
+/// index does not see it. So the index is the primary one here, and elsewhere a column is selected that the index lacks.
 async fn mysql_links(
     run: &Run,
     repository: RepositoryId,
@@ -70,7 +73,7 @@ async fn mysql_links(
         return Ok(());
     }
     let text = format!(
-        "select blob_id from links where repository_id = ? and blob_id in {} order by blob_id{}",
+        "select blob_id from links force index (primary) where repository_id = ? and blob_id in {} order by blob_id{}",
         marks(ids.len()),
         lock.clause()
     );

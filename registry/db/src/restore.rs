@@ -177,7 +177,7 @@ async fn restore_manifest(run: &Run, restored: &RestoredManifest) -> Result<Rest
     let digest = restored.digest.to_string();
     let references = References::of(&restored.manifest);
     for digest in references.required_blobs() {
-        let lock = sql!("select id from blobs where digest = ? for share");
+        let lock = sql!("select id, size from blobs where digest = ? for share");
         if let Some(row) = run.one(lock, values![digest]).await? {
             let insert = sql!("insert into links (repository_id, blob_id) values (?, ?) on conflict do nothing");
             run.insert_new(insert, values![repository.0, row.int(0)?]).await?;
@@ -197,7 +197,7 @@ async fn restore_manifest(run: &Run, restored: &RestoredManifest) -> Result<Rest
 async fn restore_tag(run: &Run, restored: &RestoredTag) -> Result<Restored, Fault> {
     let repository = repository::make(run, &restored.repository, restored.at_ms).await?;
     let digest = restored.digest.to_string();
-    let find = sql!("select id from manifests where repository_id = ? and digest = ? for share");
+    let find = sql!("select id, size from manifests where repository_id = ? and digest = ? for share");
     let Some(row) = run.one(find, values![repository.0, digest.as_str()]).await? else {
         return Ok(Restored::Incomplete);
     };

@@ -127,7 +127,11 @@ impl Db {
         let text = &text;
         self.read(|run: Run| async move {
             let id = id.to_string();
-            run.one(text.clone(), values![id.as_str(), id.as_str()]).await?.as_ref().map(UploadRow::from_row).transpose()
+            run.one(text.clone(), values![id.as_str(), id.as_str()])
+                .await?
+                .as_ref()
+                .map(UploadRow::from_row)
+                .transpose()
         })
         .await
     }

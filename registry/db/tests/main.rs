@@ -73,6 +73,7 @@ suite! {
         one_digest_is_stored_once,
         one_tag_has_one_history,
         pushes_and_the_collector,
+        pushes_of_several_blobs_and_the_collector,
         mounts_and_the_collector,
         deletes_and_pushes,
         collectors_beside_each_other,

@@ -162,6 +162,7 @@ fn goes_away(run: &Run) -> CaseResult {
     client.pulls_blob("a/b", &blob)?;
     let before = site.registries[0].log()?;
     ensure!(!before.contains("panicked"), "something panicked");
+    site.wait_removals()?;
     site.fsck(&["--deep"])?.is_clean()?;
     Ok(Outcome::Passed)
 }

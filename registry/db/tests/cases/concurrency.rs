@@ -96,6 +96,45 @@ fn collector(db: &Db, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<HashSet
     })
 }
 
+/// Manifests of several blobs, in several repositories: databases find such links by other indexes than single ones.
+pub(crate) async fn pushes_of_several_blobs_and_the_collector(ground: &Ground) {
+    const PUSHES: u64 = 40;
+    const BLOBS: u64 = 4;
+    let db = &ground.db;
+    let stop = Arc::new(AtomicBool::new(false));
+    let collector = collector(db, &stop);
+    together(|task| {
+        let db = db.clone();
+        async move {
+            let name = format!("r{}", task % 2);
+            for number in 0..PUSHES {
+                let contents: Vec<String> = (0..BLOBS).map(|blob| format!("{task} {number} {blob}")).collect();
+                let digests: Vec<_> = contents.iter().map(|content| digest(content)).collect();
+                let manifest = image(&digests, json!({}));
+                loop {
+                    for (blob, content) in contents.iter().enumerate() {
+                        let key = rand::random_range(1_000_000..u64::MAX / 2) + blob as u64;
+                        push_blob(&db, &name, content, key, -LEASE_MS).await;
+                    }
+                    match try_put(&db, &name, &manifest, &[], 0).await {
+                        Ok(_) => break,
+                        Err(PutManifestError::MissingBlobs(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                let repository = id(&db, &name).await;
+                for digest in &digests {
+                    assert!(db.link(repository, digest).await.unwrap().is_some(), "a blob of {task} {number} is gone");
+                }
+            }
+        }
+    })
+    .await;
+    stop.store(true, Ordering::Relaxed);
+    collector.await.unwrap();
+    assert_eq!(db.dangling_rows(10).await.unwrap(), []);
+}
+
 pub(crate) async fn pushes_and_the_collector(ground: &Ground) {
     const PUSHES: u64 = 25;
     let db = &ground.db;

@@ -137,6 +137,9 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
         orphans.extend(scrub::strays(app, shard, args.grace).await?);
     }
     // What was removed on purpose and waits is no orphan.
+    let texts: Vec<String> = orphans.iter().map(ToString::to_string).collect();
+    let due = app.db.removals_known(&texts).await?;
+    orphans.retain(|entry| !due.contains(&entry.to_string()));
     for entry in &orphans {
         report.findings.push(Finding::Orphan { entry: entry.to_string() });
     }

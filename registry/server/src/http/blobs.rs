@@ -99,7 +99,10 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, digest: &Digest) ->
     // Also after an error: it may be gone all the same.
     app.cache.changed(repository);
     match outcome? {
-        Unlink::Unlinked => Ok(empty(StatusCode::ACCEPTED)),
+        Unlink::Unlinked => {
+            app.removals_wanted();
+            Ok(empty(StatusCode::ACCEPTED))
+        }
         Unlink::NotFound => Err(unknown(digest)),
         Unlink::Referenced => {
             Err(Failure::new(ErrorCode::Unsupported, "a manifest of this repository needs the blob; delete that first"))
