@@ -18,5 +18,5 @@ pub use connection::serve_stream;
 pub use edge::{Readiness, service, standard};
 pub use listener::{InvalidListenAddr, ListenAddr, Listener, Peer};
 pub use routes::{ApiFailure, BodyLimits, Call, Response, Routes, empty, json};
-pub use sendfile::{Chunk, FileChunk, SendFile};
+pub use sendfile::{Chunk, FileChunk, Meter, SendFile};
 pub use server::{HttpLimits, HttpMetrics, Server};

@@ -15,6 +15,7 @@ const PULL: Duration = Duration::from_secs(120);
 pub(crate) fn cases() -> Vec<Case> {
     vec![
         rooted("direct: docker pulls from another host's registry", docker),
+        rooted("direct: docker pulls from another host's docker-registry", docker_registry),
         rooted("direct: containerd pulls from another host's registry, gzip and zstd layers", containerd),
         rooted("direct: podman pulls from another host's registry, gzip and zstd layers", podman),
         anywhere("direct: skopeo pulls an index for two platforms, with a password, over https", skopeo),
@@ -43,8 +44,18 @@ fn zstd_image(run: &Run) -> anyhow::Result<Image> {
 fn docker(run: &Run) -> CaseResult {
     let net = net()?;
     let registry = Registry::start(&net.host("origin"), run, &RegistryAuth::Open, None)?;
+    docker_from(run, &net, &registry)
+}
+
+fn docker_registry(run: &Run) -> CaseResult {
+    let net = net()?;
+    let registry = Registry::start_docker_registry(&net.host("origin"), run, &RegistryAuth::Open, None)?;
+    docker_from(run, &net, &registry)
+}
+
+fn docker_from(run: &Run, net: &Net, registry: &Registry) -> CaseResult {
     let image = gzip_image(run)?;
-    let reference = image.push(&registry, "team/app", "v1")?;
+    let reference = image.push(registry, "team/app", "v1")?;
     let options = DockerOptions { insecure: vec![registry.name().to_owned()], ..DockerOptions::default() };
     let docker = Docker::start(&net.host("host"), run, &options)?;
     let before = net.host("host").counters()?;

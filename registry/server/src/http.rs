@@ -5,6 +5,7 @@ mod body;
 mod failure;
 mod lists;
 mod locations;
+mod log;
 mod manifests;
 mod referrers;
 mod uploads;
@@ -28,6 +29,7 @@ use crate::access::{Action, Caller};
 use crate::app::App;
 pub(crate) use body::Body;
 pub(crate) use failure::Failure;
+use log::{Asked, Logged};
 
 /// Old docker clients look for it.
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -55,7 +57,7 @@ type Answer = Result<Response<Body>, Failure>;
 pub(crate) struct Registry(pub(crate) Arc<App>);
 
 impl hyper::service::Service<Request<Incoming>> for Registry {
-    type Response = Response<Body>;
+    type Response = Response<Logged>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -65,11 +67,11 @@ impl hyper::service::Service<Request<Incoming>> for Registry {
     }
 }
 
-async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Body> {
+async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Logged> {
     let started = Instant::now();
     let (parts, incoming) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().copied();
-    let line = app.config.access_log.then(|| (parts.method.clone(), parts.uri.clone()));
+    let asked = app.config.access_log.then(|| Asked::new(&parts, peer, started));
     let mut caller = None;
     let (operation, answer) = match route::parse(parts.uri.path()) {
         Ok(route) => {
@@ -99,19 +101,12 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Body> {
     if !headers.contains_key(CONTENT_LENGTH) {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    let status = response.status();
-    app.metrics.answered(operation, status, started.elapsed());
-    if let Some((method, uri)) = line {
-        let from = peer.map(|peer| peer.to_string());
-        let caller = match &caller {
-            Some(Caller::Named(name)) => Some(&**name),
-            _ => None,
-        };
-        let (method, uri, status) = (method.as_str(), uri.to_string(), status.as_u16());
-        let duration_ms = started.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(target: "access", from, caller, method, uri, status, code, length, duration_ms);
-    }
-    response
+    app.metrics.answered(operation, response.status(), started.elapsed());
+    let caller = match &caller {
+        Some(Caller::Named(name)) => Some(&**name),
+        _ => None,
+    };
+    Logged::answer(response, asked, caller, code)
 }
 
 /// Reads are answered where they came in. What changes something runs in a task of its own: a client that goes away must not

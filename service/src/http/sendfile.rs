@@ -8,6 +8,7 @@
 //! [`SendFile`] in their extensions, and there is no other way to make a [`Chunk::File`].
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -49,6 +50,13 @@ pub enum Chunk {
 #[derive(Debug)]
 pub struct FileChunk {
     left: usize,
+    meter: Option<Arc<dyn Meter>>,
+}
+
+/// Is told how much of a part of a file was sent, and let go when nothing of it will be sent any more.
+pub trait Meter: fmt::Debug + Send + Sync {
+    /// So many bytes more.
+    fn sent(&self, bytes: u64);
 }
 
 // === impl SendFile ===
@@ -62,7 +70,7 @@ impl SendFile {
         if left > 0 {
             self.0.lock().push_back(Part { file, offset, len: left as u64 });
         }
-        Chunk::File(FileChunk { left })
+        Chunk::File(FileChunk { left, meter: None })
     }
 
     /// Writes what hyper wants to have written; slices of [`VOID`] by `sendfile`.
@@ -128,6 +136,14 @@ fn is_void(buf: &[u8]) -> bool {
 
 // === impl Chunk ===
 
+impl FileChunk {
+    /// From now on this meter is told.
+    #[must_use]
+    pub fn metered(self, meter: Arc<dyn Meter>) -> Self {
+        Self { meter: Some(meter), ..self }
+    }
+}
+
 impl From<Bytes> for Chunk {
     fn from(bytes: Bytes) -> Self {
         Self::Bytes(bytes)
@@ -154,6 +170,9 @@ impl Buf for Chunk {
             Self::Bytes(bytes) => bytes.advance(cnt),
             Self::File(file) => {
                 file.left = file.left.checked_sub(cnt).expect("hyper advances by what was written");
+                if let Some(meter) = &file.meter {
+                    meter.sent(cnt as u64);
+                }
             }
         }
     }

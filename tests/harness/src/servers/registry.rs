@@ -1,13 +1,13 @@
-//! docker-registry as image origin.
+//! The image origin: our own registry, or Debian's docker-registry where tokens are asked for.
 
-use std::{fmt::Write as _, fs, time::Duration};
+use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{AccessEntry, TokenServer};
-use crate::{Certificate, Curl, Host, Proc, Run, basic_auth};
+use super::{AccessEntry, SkimmerRegistry, TokenServer};
+use crate::{Certificate, Curl, Host, Proc, Run, basic_auth, bin_dir};
 
-/// It starts in a tenth of a second, on a busy machine in a few.
+/// Either starts in a tenth of a second, on a busy machine in a few.
 const START_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Who may use the registry.
@@ -26,10 +26,20 @@ pub enum RegistryAuth<'a> {
     Token(&'a TokenServer),
 }
 
-/// A running docker-registry with an empty store.
+/// Whose program an origin is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Our own.
+    Skimmer,
+    /// Distribution's, as Debian has it.
+    DockerRegistry,
+}
+
+/// A running registry with an empty store.
 #[derive(Debug)]
 pub struct Registry {
     proc: Proc,
+    kind: Kind,
     name: String,
     scheme: &'static str,
     credentials: Option<(String, String)>,
@@ -61,51 +71,59 @@ impl Registry {
         auth: &RegistryAuth<'_>,
         tls: Option<(&Certificate, &crate::Authority)>,
     ) -> Result<Self> {
+        let kind = match auth {
+            RegistryAuth::Open | RegistryAuth::Password { .. } => Kind::Skimmer,
+            RegistryAuth::Token(_) => Kind::DockerRegistry,
+        };
+        Self::start_kind(kind, host, run, port, auth, tls)
+    }
+
+    /// As [`Registry::start`], but docker-registry whoever may use it.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_docker_registry(
+        host: &Host,
+        run: &Run,
+        auth: &RegistryAuth<'_>,
+        tls: Option<(&Certificate, &crate::Authority)>,
+    ) -> Result<Self> {
+        Self::start_kind(Kind::DockerRegistry, host, run, host.free_port()?, auth, tls)
+    }
+
+    fn start_kind(
+        kind: Kind,
+        host: &Host,
+        run: &Run,
+        port: u16,
+        auth: &RegistryAuth<'_>,
+        tls: Option<(&Certificate, &crate::Authority)>,
+    ) -> Result<Self> {
         let folder = run.data_dir("registry")?;
-        let mut config = format!(
-            "version: 0.1\nlog: {{level: info, formatter: json, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\n\
-             http:\n  addr: {addr}\n  secret: of-one-test-run\n",
-            root = folder.join("store").display(),
-            addr = host.addr(port),
-        );
-        if let Some((tls, _)) = tls {
-            writeln!(config, "  tls: {{certificate: {}, key: {}}}", tls.cert.display(), tls.key.display())?;
-        }
-        let mut credentials = None;
-        match auth {
-            RegistryAuth::Open => {}
+        let htpasswd = match auth {
             RegistryAuth::Password { user, password } => {
-                // docker-registry knows bcrypt only; the lowest cost keeps the tests quick.
+                // Both know bcrypt only; the lowest cost keeps the tests quick.
                 let file =
                     host.program("htpasswd").args(["-nbB", "-C", "4", user, password]).run(Duration::from_secs(10))?;
                 let path = folder.join("htpasswd");
                 fs::write(&path, file.stdout)?;
-                writeln!(config, "auth: {{htpasswd: {{realm: origin, path: {}}}}}", path.display())?;
-                credentials = Some(((*user).to_owned(), (*password).to_owned()));
+                Some(path)
             }
-            RegistryAuth::Token(server) => {
-                writeln!(
-                    config,
-                    "auth: {{token: {{realm: \"{}\", service: \"{}\", issuer: \"{}\", rootcertbundle: {}}}}}",
-                    server.realm(),
-                    TokenServer::SERVICE,
-                    TokenServer::ISSUER,
-                    server.trust().display()
-                )?;
-                credentials = Some(server.credentials());
-            }
-        }
-        let path = folder.join("config.yml");
-        fs::write(&path, config)?;
-        let proc = host
-            .program("docker-registry")
-            .arg("serve")
-            .arg(&path)
-            .env("OTEL_TRACES_EXPORTER", "none")
-            .start(run, "registry")?;
+            RegistryAuth::Open | RegistryAuth::Token(_) => None,
+        };
+        let credentials = match auth {
+            RegistryAuth::Open => None,
+            RegistryAuth::Password { user, password } => Some(((*user).to_owned(), (*password).to_owned())),
+            RegistryAuth::Token(server) => Some(server.credentials()),
+        };
+        let place = Place { host, folder: &folder, port, htpasswd: htpasswd.as_deref(), tls: tls.map(|(tls, _)| tls) };
+        let proc = match kind {
+            Kind::Skimmer => place.skimmer(run)?,
+            Kind::DockerRegistry => place.docker_registry(run, auth)?,
+        };
         let mut registry = Self {
             proc,
+            kind,
             name: host.addr(port).to_string(),
             scheme: if tls.is_some() { "https" } else { "http" },
             credentials,
@@ -152,7 +170,7 @@ impl Registry {
 
     /// The authority clients have to trust, when it speaks HTTPS.
     #[must_use]
-    pub fn ca(&self) -> Option<&std::path::Path> {
+    pub fn ca(&self) -> Option<&Path> {
         self.ca.as_deref()
     }
 
@@ -195,7 +213,73 @@ impl Registry {
     /// # Errors
     /// When the log cannot be read.
     pub fn access_log(&self) -> Result<Vec<AccessEntry>> {
-        Ok(self.proc.log()?.lines().filter_map(access_entry).collect())
+        let entry = match self.kind {
+            Kind::Skimmer => skimmer_entry,
+            Kind::DockerRegistry => docker_registry_entry,
+        };
+        let log = self.proc.log()?;
+        Ok(log.lines().filter_map(|line| entry(&serde_json::from_str(line).ok()?)).collect())
+    }
+}
+
+/// Where an origin runs, and for whom.
+struct Place<'p> {
+    host: &'p Host,
+    folder: &'p Path,
+    port: u16,
+    htpasswd: Option<&'p Path>,
+    tls: Option<&'p Certificate>,
+}
+
+impl Place<'_> {
+    fn skimmer(&self, run: &Run) -> Result<Proc> {
+        let mut config = format!(
+            "listen = [\"{}\"]\nmetrics_listen = [\"{}\"]\n",
+            self.host.addr(self.port),
+            self.host.addr(self.host.free_port()?),
+        );
+        if let Some(tls) = self.tls {
+            writeln!(config, "[tls]\ncert = \"{}\"\nkey = \"{}\"", tls.cert.display(), tls.key.display())?;
+        }
+        match self.htpasswd {
+            Some(path) => writeln!(config, "[auth]\nrealm = \"origin\"\nhtpasswd = \"{}\"", path.display())?,
+            None => writeln!(config, "[auth]\nallow_anonymous = true")?,
+        }
+        write!(config, "{}[log]\nformat = \"json\"\n", SkimmerRegistry::on_files(self.folder))?;
+        let path = self.folder.join("registry.toml");
+        fs::write(&path, config)?;
+        let program = self.host.program(bin_dir()?.join("registry"));
+        program.args(["serve", "--config"]).arg(&path).start(run, "registry")
+    }
+
+    fn docker_registry(&self, run: &Run, auth: &RegistryAuth<'_>) -> Result<Proc> {
+        let mut config = format!(
+            "version: 0.1\nlog: {{level: info, formatter: json, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\n\
+             http:\n  addr: {addr}\n  secret: of-one-test-run\n",
+            root = self.folder.join("store").display(),
+            addr = self.host.addr(self.port),
+        );
+        if let Some(tls) = self.tls {
+            writeln!(config, "  tls: {{certificate: {}, key: {}}}", tls.cert.display(), tls.key.display())?;
+        }
+        if let Some(path) = self.htpasswd {
+            writeln!(config, "auth: {{htpasswd: {{realm: origin, path: {}}}}}", path.display())?;
+        }
+        if let RegistryAuth::Token(server) = auth {
+            writeln!(
+                config,
+                "auth: {{token: {{realm: \"{}\", service: \"{}\", issuer: \"{}\", rootcertbundle: {}}}}}",
+                server.realm(),
+                TokenServer::SERVICE,
+                TokenServer::ISSUER,
+                server.trust().display()
+            )?;
+        }
+        let path = self.folder.join("config.yml");
+        fs::write(&path, config)?;
+        let program = self.host.program("docker-registry").arg("serve").arg(&path);
+        program.env("OTEL_TRACES_EXPORTER", "none").start(run, "registry")
     }
 }
 
@@ -206,18 +290,34 @@ pub fn blob_bytes(entries: &[AccessEntry]) -> u64 {
     blobs.map(|entry| entry.body_bytes).sum()
 }
 
-fn access_entry(line: &str) -> Option<AccessEntry> {
-    let line: serde_json::Value = serde_json::from_str(line).ok()?;
-    let text = |name: &str| line[name].as_str().map(ToOwned::to_owned);
+fn skimmer_entry(line: &serde_json::Value) -> Option<AccessEntry> {
+    if line["target"] != "access" {
+        return None;
+    }
+    Some(AccessEntry {
+        method: text(line, "method")?,
+        uri: text(line, "uri")?,
+        status: line["status"].as_u64().and_then(|status| status.try_into().ok())?,
+        body_bytes: line["sent"].as_u64()?,
+        range: String::new(),
+        from: text(line, "from").unwrap_or_default(),
+    })
+}
+
+fn docker_registry_entry(line: &serde_json::Value) -> Option<AccessEntry> {
     // Two lines tell of an answer; only this one has its size. Failed writes are told with another message.
     line.get("http.response.written")?;
     line.get("http.response.status")?;
     Some(AccessEntry {
-        method: text("http.request.method")?,
-        uri: text("http.request.uri")?,
+        method: text(line, "http.request.method")?,
+        uri: text(line, "http.request.uri")?,
         status: line["http.response.status"].as_u64().and_then(|status| status.try_into().ok())?,
         body_bytes: line["http.response.written"].as_u64()?,
         range: String::new(),
-        from: text("http.request.remoteaddr").unwrap_or_default(),
+        from: text(line, "http.request.remoteaddr").unwrap_or_default(),
     })
+}
+
+fn text(line: &serde_json::Value, name: &str) -> Option<String> {
+    line[name].as_str().map(ToOwned::to_owned)
 }
