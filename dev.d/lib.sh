@@ -6,6 +6,8 @@ SKIMMER_CACHE=${SKIMMER_CACHE:-${HOME:?HOME or SKIMMER_CACHE must be set}/.cache
 export SKIMMER_CACHE
 # One target folder outside the checkout: several checkouts share what they compiled.
 export CARGO_TARGET_DIR=${SKIMMER_TARGET_DIR:-$SKIMMER_CACHE/target}
+# SQLite takes fsync for fdatasync unless it is told that there is one: a commit would write the log's times, too.
+export LIBSQLITE3_FLAGS="-DHAVE_FDATASYNC=1"
 
 say() { # a line for people; stdout belongs to results
     printf 'dev: %s\n' "$*" >&2

@@ -95,7 +95,8 @@ impl Receiver {
                 };
                 self.stage = Stage::Writing(tokio::spawn(write));
             }
-            let taken = self.filling.get_or_insert_with(Buffer::take).fill(&bytes);
+            let offset = self.offset;
+            let taken = self.filling.get_or_insert_with(|| Buffer::take(offset)).fill(&bytes);
             self.offset += taken as u64;
             bytes = bytes.split_off(taken);
         }

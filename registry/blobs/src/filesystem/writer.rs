@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -43,7 +43,7 @@ const FLUSH_BYTES: u64 = 8 << 20;
 /// After so many a sync runs beside the writing, and the one before must have ended: what is not yet on the disk when the
 /// last byte comes is bounded, however fast the client is.
 const SYNC_BYTES: u64 = 64 << 20;
-/// From this length on, the hash of the last bytes runs beside the sync in a thread of its own.
+/// From this length on, bytes are hashed while they are written.
 const HASH_BESIDE_BYTES: usize = 128 * 1024;
 /// Read at a time when a blob is hashed again.
 const REHASH_BYTES: usize = 1 << 20;
@@ -98,8 +98,7 @@ impl BlobWriter for FileWriter {
         let file = self.file().await?;
         let (target, offset, length) = (Arc::clone(&file), self.written, bytes.len() as u64);
         let hash = blocking(move || {
-            hash.update(&bytes);
-            append(&target, &bytes, offset)?;
+            hash_beside(&mut hash, &bytes, || append(&target, &bytes, offset))?;
             Ok(hash)
         })
         .await?;
@@ -119,8 +118,7 @@ impl BlobWriter for FileWriter {
             self.await_sync().await?;
             let (layout, offset, named) = (Arc::clone(&self.layout), self.written, self.named);
             hash = blocking(move || {
-                append(&file, &bytes, offset)?;
-                hash_beside(&mut hash, &bytes, || sync(&file))?;
+                hash_beside(&mut hash, &bytes, || append(&file, &bytes, offset).and_then(|()| sync(&file)))?;
                 if !named {
                     layout::sync_folder(&layout.uploads())?;
                 }
@@ -191,14 +189,14 @@ impl Commit {
 
     /// Everything is written and on the disk, and has the digest it should have. Tells how much was read back.
     fn verify(&mut self, file: &UploadFile) -> Result<u64, FinishError> {
-        append(file, &self.last, self.offset)?;
+        let write = || append(file, &self.last, self.offset).and_then(|()| sync(file));
         let ours = self.hash.algorithm() == self.blob.digest.algorithm();
         let (computed, bytes_rehashed) = if ours {
             let mut hash = self.hash.clone();
-            hash_beside(&mut hash, &self.last, || sync(file))?;
+            hash_beside(&mut hash, &self.last, write)?;
             (hash.finish(), 0)
         } else {
-            sync(file)?;
+            write()?;
             (rehash(file, &self.blob)?, self.blob.size)
         };
         if computed == self.blob.digest { Ok(bytes_rehashed) } else { Err(FinishError::Mismatch { computed }) }
@@ -217,7 +215,7 @@ impl Commit {
 
 /// Writes at the end, and lets the kernel begin to bring to the disk what has gathered.
 fn append(file: &UploadFile, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-    file.file.write_all_at(bytes, offset).map_err(|error| StoreError::io("write", &file.path, error))?;
+    file.write_at(bytes, offset)?;
     let end = offset + bytes.len() as u64;
     let (from, to) = (offset - offset % FLUSH_BYTES, end - end % FLUSH_BYTES);
     if let Some(length) = NonZeroU64::new(to - from) {
@@ -237,30 +235,34 @@ fn sync(file: &UploadFile) -> Result<(), StoreError> {
     })
 }
 
-/// Hashes while `work` waits for the disk.
-fn hash_beside(
+/// Hashes on a thread of its own while `work` waits for the disk on this one.
+fn hash_beside<E: From<StoreError>>(
     hash: &mut RunningHash,
-    bytes: &[u8],
-    work: impl FnOnce() -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
+    bytes: &Bytes,
+    work: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     if bytes.len() < HASH_BESIDE_BYTES {
         hash.update(bytes);
         return work();
     }
-    thread::scope(|scope| {
-        let mut running = hash.clone();
-        let beside = thread::Builder::new().name("hash".to_owned()).spawn_scoped(scope, move || {
-            running.update(bytes);
-            running
-        });
-        let done = work();
-        match beside.map(thread::ScopedJoinHandle::join) {
-            Ok(Ok(running)) => *hash = running,
-            // No thread was to be had.
-            Ok(Err(_)) | Err(_) => hash.update(bytes),
+    // A thread of the runtime's pool: one that is there already costs nothing. Whoever is first to begin hashes; it may be this one, or
+    // threads of a pool that is all in use would wait for each other.
+    let begun = Arc::new(AtomicBool::new(false));
+    let (tell, told) = mpsc::sync_channel(1);
+    let (mut running, taken, other) = (hash.clone(), bytes.clone(), Arc::clone(&begun));
+    tokio::task::spawn_blocking(move || {
+        if !other.swap(true, Ordering::Relaxed) {
+            running.update(&taken);
+            let _ = tell.send(running);
         }
-        done
-    })
+    });
+    let done = work();
+    if begun.swap(true, Ordering::Relaxed) {
+        *hash = told.recv().map_err(|_| StoreError::Interrupted)?;
+    } else {
+        hash.update(bytes);
+    }
+    done
 }
 
 fn rehash(file: &UploadFile, blob: &StoredBlob) -> Result<Digest, StoreError> {
