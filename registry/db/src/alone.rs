@@ -46,7 +46,10 @@ type Outcome = Arc<OnceLock<Result<(), DbErr>>>;
 #[derive(Debug)]
 pub(crate) struct Turn {
     // Dropped in this order.
-    savepoint: DatabaseTransaction,
+    /// `None`: the first of its batch. Nobody else is in it yet, so that it is undone as a whole.
+    savepoint: Option<DatabaseTransaction>,
+    /// What it did is to be committed.
+    kept: bool,
     slot: OwnedMutexGuard<Slot>,
 }
 
@@ -108,16 +111,15 @@ impl Alone {
 
 impl Turn {
     async fn begin(mut slot: OwnedMutexGuard<Slot>, pool: DatabaseConnection) -> Result<(Self, Outcome), DbErr> {
-        let batch = match &mut slot.batch {
-            Some(batch) => batch,
-            none => {
-                let transaction = pool.begin_with_options(IMMEDIATE).await?;
-                none.insert(Batch { transaction, outcome: Outcome::default() })
-            }
+        let Some(batch) = &slot.batch else {
+            let transaction = pool.begin_with_options(IMMEDIATE).await?;
+            let outcome = Outcome::default();
+            slot.batch = Some(Batch { transaction, outcome: Arc::clone(&outcome) });
+            return Ok((Self { savepoint: None, kept: false, slot }, outcome));
         };
         let outcome = Arc::clone(&batch.outcome);
         match batch.transaction.begin().await {
-            Ok(savepoint) => Ok((Self { savepoint, slot }, outcome)),
+            Ok(savepoint) => Ok((Self { savepoint: Some(savepoint), kept: false, slot }, outcome)),
             Err(error) => {
                 spoil(&mut slot, &error);
                 Err(error)
@@ -125,27 +127,46 @@ impl Turn {
         }
     }
 
-    pub(crate) const fn savepoint(&self) -> &DatabaseTransaction {
-        &self.savepoint
+    /// Where its statements are executed.
+    pub(crate) fn executor(&self) -> Result<&DatabaseTransaction, DbErr> {
+        let whole = || self.slot.batch.as_ref().map(|batch| &batch.transaction);
+        self.savepoint.as_ref().or_else(whole).ok_or_else(|| DbErr::Custom("the transaction is over".to_owned()))
     }
 
-    async fn keep(self) -> Result<(), DbErr> {
-        let Self { savepoint, mut slot } = self;
+    async fn keep(mut self) -> Result<(), DbErr> {
+        self.kept = true;
+        let Some(savepoint) = self.savepoint.take() else { return Ok(()) };
         let kept = savepoint.commit().await;
         if let Err(error) = &kept {
-            spoil(&mut slot, error);
+            spoil(&mut self.slot, error);
         }
         kept
     }
 
     /// With an error, everybody of the batch is undone.
-    async fn undo(self, spoilt: Option<DbErr>) -> Result<(), DbErr> {
-        let Self { savepoint, mut slot } = self;
+    async fn undo(mut self, spoilt: Option<DbErr>) -> Result<(), DbErr> {
+        let Some(savepoint) = self.savepoint.take() else {
+            // The next one begins another.
+            return match self.slot.batch.take() {
+                Some(batch) => batch.transaction.rollback().await,
+                None => Ok(()),
+            };
+        };
         let undone = savepoint.rollback().await;
         if let Some(error) = spoilt.as_ref().or_else(|| undone.as_ref().err()) {
-            spoil(&mut slot, error);
+            spoil(&mut self.slot, error);
         }
+        self.kept = true;
         undone
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.kept && self.savepoint.is_none() {
+            // Cancelled, and alone in its batch: dropped, that is rolled back.
+            self.slot.batch = None;
+        }
     }
 }
 

@@ -249,7 +249,7 @@ impl Run {
             match &to {
                 Executor::Pool(pool) => pool.query_all_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.query_all_raw(statement).await,
-                Executor::Turn(turn) => turn.savepoint().query_all_raw(statement).await,
+                Executor::Turn(turn) => turn.executor()?.query_all_raw(statement).await,
             }
         };
         if self.lasts() { query.await } else { apart(query).await }
@@ -261,7 +261,7 @@ impl Run {
             match &to {
                 Executor::Pool(pool) => pool.query_one_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.query_one_raw(statement).await,
-                Executor::Turn(turn) => turn.savepoint().query_one_raw(statement).await,
+                Executor::Turn(turn) => turn.executor()?.query_one_raw(statement).await,
             }
         };
         if self.lasts() { query.await } else { apart(query).await }
@@ -273,7 +273,7 @@ impl Run {
             match &to {
                 Executor::Pool(pool) => pool.execute_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.execute_raw(statement).await,
-                Executor::Turn(turn) => turn.savepoint().execute_raw(statement).await,
+                Executor::Turn(turn) => turn.executor()?.execute_raw(statement).await,
             }
         };
         if self.lasts() { execute.await } else { apart(execute).await }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use db::{Link, RepositoryId, StoredManifest};
 use moka::sync;
+use oci::upload::UploadId;
 use oci::{Digest, Reference, RepositoryName};
 
 use crate::config::CacheConfig;
@@ -42,6 +43,9 @@ pub(crate) struct PageKey {
 
 type Stamped<T> = (Stamp, T);
 
+/// Uploads that were begun and of which nothing came yet.
+const FRESH: u64 = 10_000;
+
 /// The memory of this process.
 pub(crate) struct Cache {
     /// Nobody else changes the database.
@@ -51,6 +55,7 @@ pub(crate) struct Cache {
     links: sync::Cache<(RepositoryId, Digest), Stamped<Link>>,
     manifests: sync::Cache<(RepositoryId, Reference), Stamped<Arc<StoredManifest>>>,
     pages: sync::Cache<PageKey, Stamped<Arc<Page>>>,
+    fresh: sync::Cache<UploadId, ()>,
     epochs: Box<[AtomicU64]>,
     /// Of the catalog.
     catalog: AtomicU64,
@@ -71,6 +76,7 @@ impl Cache {
                 .max_capacity(config.size.as_u64() / 2)
                 .weigher(move |_, (_, page): &Stamped<Arc<Page>>| weight(page.body.len()))
                 .build(),
+            fresh: sync::Cache::new(FRESH),
             epochs: (0..EPOCHS).map(|_| AtomicU64::new(0)).collect(),
             catalog: AtomicU64::new(0),
         }
@@ -135,6 +141,18 @@ impl Cache {
 
     pub(crate) fn put_page(&self, key: PageKey, stamp: Stamp, page: &Arc<Page>) {
         self.put(&self.pages, key, stamp, Arc::clone(page));
+    }
+
+    /// An upload was begun, of which the database knows nothing.
+    pub(crate) fn upload_begun(&self, id: UploadId) {
+        if self.exclusive {
+            self.fresh.insert(id, ());
+        }
+    }
+
+    /// Whether the database knows nothing of this upload for certain. True once at most: whoever asks is about to change that.
+    pub(crate) fn take_fresh_upload(&self, id: UploadId) -> bool {
+        self.fresh.remove(&id).is_some()
     }
 
     fn get<K, V>(&self, cache: &sync::Cache<K, Stamped<V>>, key: &K, repository: Option<RepositoryId>) -> Option<V>

@@ -40,7 +40,8 @@ pub(crate) async fn committing_again_is_harmless(ground: &Ground) {
     let db = &ground.db;
     db.save_checkpoint(key(1), &repository("a"), "state", 3, None, 4).await.unwrap();
     let first = stored(push_blob(db, "a", "one", 1, 5).await);
-    assert_eq!(db.upload(key(1)).await.unwrap(), None, "the upload is over");
+    let over = db.upload(key(1)).await.unwrap().map(|row| row.status);
+    assert_eq!(over, Some(db::UploadStatus::Finished), "the upload is over, for every process");
     let again = stored(push_blob(db, "a", "one", 1, 7).await);
     assert_eq!(again, Link { leased_until: Some(7 + LEASE_MS), ..first });
     assert_eq!(take_removals(db).await, Vec::<String>::new());

@@ -71,6 +71,7 @@ pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incomin
         let message = "too many unfinished uploads";
         return Err(Failure::later(429, ErrorCode::TooManyRequests, message, Duration::from_secs(60)));
     }
+    app.cache.upload_begun(id);
     let signed = app.upload_key.sign(name, id);
     let session = if algorithm == Algorithm::Sha512 { format!("{signed}{SHA512_SUFFIX}") } else { signed };
     let mut response = accepted(app, call, name, &session, id, 0);
@@ -314,6 +315,9 @@ fn verified(app: &App, name: &RepositoryName, text: &str) -> Option<(UploadId, A
 async fn session(app: &App, name: &RepositoryName, text: &str) -> Result<Session, Failure> {
     let unknown = || Failure::new(ErrorCode::BlobUploadUnknown, "there is no such upload");
     let (id, algorithm) = verified(app, name, text).ok_or_else(unknown)?;
+    if app.cache.take_fresh_upload(id) && !app.is_expired(id) {
+        return Ok(Session { id, algorithm, durable: None });
+    }
     match app.db.upload(id).await? {
         Some(row) if row.status != UploadStatus::Open => Err(unknown()),
         Some(row) => {

@@ -283,10 +283,11 @@ impl Place<'_> {
     }
 }
 
-/// Body bytes of blobs among these, of answers to GET.
+/// Bytes of blobs among these: bodies of answers to GET that are no errors.
 #[must_use]
 pub fn blob_bytes(entries: &[AccessEntry]) -> u64 {
-    let blobs = entries.iter().filter(|entry| entry.method == "GET" && entry.uri.contains("/blobs/sha256:"));
+    let is_blob = |entry: &&AccessEntry| entry.method == "GET" && entry.uri.contains("/blobs/sha256:");
+    let blobs = entries.iter().filter(is_blob).filter(|entry| matches!(entry.status, 200 | 206));
     blobs.map(|entry| entry.body_bytes).sum()
 }
 
