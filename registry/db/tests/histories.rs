@@ -244,7 +244,9 @@ impl World {
         };
         let rows = self.blobs().await;
         // One that is a blob already may be committed again.
-        let ended = self.db.upload(key).await.unwrap().is_some() && rows.iter().all(|row| row.key != key);
+        let is_blob = rows.iter().any(|row| row.key == key);
+        let row = self.db.upload(key).await.unwrap();
+        let ended = row.is_some_and(|row| !(is_blob && row.status == db::UploadStatus::Finished));
         let before = rows.into_iter().find(|row| row.digest == digest);
         match self.db.commit_blob(&new).await.unwrap() {
             BlobCommit::Over => assert!(ended, "nobody had ended it"),

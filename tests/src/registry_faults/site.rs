@@ -305,11 +305,12 @@ impl Fsck {
         findings.map(|finding| finding["problem"].as_str().unwrap_or_default().to_owned()).collect()
     }
 
-    /// Nothing is wrong, and there is a file for each row.
+    /// Nothing is wrong, and there is a file for each row, but for those that are due to be removed.
     pub(crate) fn is_clean(&self) -> Result<()> {
         ensure!(self.success && self.problems().is_empty(), "fsck: {}", self.report);
-        let (rows, files) = (&self.report["blobs"], &self.report["files"]);
-        ensure!(rows == files, "{rows} rows and {files} files: {}", self.report);
+        let count = |name: &str| self.report[name].as_u64().unwrap_or_default();
+        let (rows, files, due) = (count("blobs"), count("files"), count("removals"));
+        ensure!(rows + due == files, "{rows} rows, {due} removals and {files} files: {}", self.report);
         Ok(())
     }
 

@@ -66,6 +66,8 @@ pub(crate) struct Report {
     pub(crate) manifests: u64,
     pub(crate) tags: u64,
     pub(crate) bytes: u64,
+    /// Files among them that are due to be removed.
+    pub(crate) removals: u64,
     pub(crate) findings: Vec<Finding>,
     pub(crate) repaired: u64,
 }
@@ -139,7 +141,10 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
     // What was removed on purpose and waits is no orphan.
     let texts: Vec<String> = orphans.iter().map(ToString::to_string).collect();
     let due = app.db.removals_known(&texts).await?;
-    orphans.retain(|entry| !due.contains(&entry.to_string()));
+    let is_due = |entry: &StoreEntry| due.contains(&entry.to_string());
+    report.removals =
+        orphans.iter().filter(|entry| matches!(entry, StoreEntry::Blob(_)) && is_due(entry)).count() as u64;
+    orphans.retain(|entry| !is_due(entry));
     for entry in &orphans {
         report.findings.push(Finding::Orphan { entry: entry.to_string() });
     }

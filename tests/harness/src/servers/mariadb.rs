@@ -163,6 +163,8 @@ fn install(host: &Host, folder: &Path, data: &Path) -> Result<()> {
         .args(user_option())
         .args([
             format!("--datadir={}", data.display()),
+            // A server that starts removes what others keep in the folder they share.
+            format!("--tmpdir={}", folder.display()),
             // Of the size the server is started with, or it would have to write them anew.
             "--innodb-log-file-size=48M".to_owned(),
             "--auth-root-authentication-method=normal".to_owned(),
