@@ -134,7 +134,7 @@ fn is_void(buf: &[u8]) -> bool {
     !buf.is_empty() && VOID.as_ptr_range().contains(&buf.as_ptr())
 }
 
-// === impl Chunk ===
+// === impl FileChunk ===
 
 impl FileChunk {
     /// From now on this meter is told.
@@ -143,6 +143,8 @@ impl FileChunk {
         Self { meter: Some(meter), ..self }
     }
 }
+
+// === impl Chunk ===
 
 impl From<Bytes> for Chunk {
     fn from(bytes: Bytes) -> Self {

@@ -236,11 +236,11 @@ fn sync(file: &UploadFile) -> Result<(), StoreError> {
 }
 
 /// Hashes on a thread of its own while `work` waits for the disk on this one.
-fn hash_beside<E: From<StoreError>>(
+fn hash_beside(
     hash: &mut RunningHash,
     bytes: &Bytes,
-    work: impl FnOnce() -> Result<(), E>,
-) -> Result<(), E> {
+    work: impl FnOnce() -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     if bytes.len() < HASH_BESIDE_BYTES {
         hash.update(bytes);
         return work();
