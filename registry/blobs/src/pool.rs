@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 /// What is hashed and written at a time, in bytes: long enough that handing it to another thread costs nothing.
-pub(crate) const BUFFER_BYTES: usize = 1024 * 1024;
+pub(crate) const BUFFER_BYTES: usize = 2 * 1024 * 1024;
 /// Large buffers there are at most: with two each, 32 uploads run at full speed.
 const LARGE_MAX: usize = 64;
 /// Large buffers kept when nobody needs them.

@@ -3,13 +3,15 @@
 //! Transactions take turns, and those that wait for their turn are committed together: each runs inside a savepoint of one
 //! transaction, then queues up again to commit. Whoever's turn it is then finds that everybody who was waiting has run, and commits for
 //! all. Alone, a transaction is committed at once; together, they share one fsync.
+//!
+//! A message to SQLite's thread and back costs more than most statements. So what begins a transaction or a savepoint goes with the first
+//! statement inside, and what ends a savepoint with the first of the next one.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbErr, SqliteTransactionMode, TransactionOptions, TransactionTrait as _,
-};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, Statement};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::error::{Class, Fault};
@@ -21,74 +23,128 @@ use crate::transact::{Failed, in_commit};
 pub(crate) struct Alone {
     /// Fair: whoever asks first gets it first. The batches depend on it.
     slot: Arc<Mutex<Slot>>,
-    pool: DatabaseConnection,
     _lock: File,
 }
 
+/// Says that nobody knows in which state the connection is, so that it is closed instead of being used again.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Doubtful(Arc<AtomicBool>);
+
 /// What the one whose turn it is may use.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Slot {
+    /// Of one connection.
+    pool: DatabaseConnection,
+    doubtful: Doubtful,
     batch: Option<Batch>,
+    /// Somebody went away in the middle of a turn.
+    left: Option<Undo>,
 }
 
 /// Transactions that are committed together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Batch {
-    transaction: DatabaseTransaction,
     outcome: Outcome,
+    /// That of whoever ran last, which is not released yet.
+    savepoint: Option<Savepoint>,
 }
 
 /// How the commit of a batch ended, for everybody in it.
 type Outcome = Arc<OnceLock<Result<(), DbErr>>>;
 
-/// A transaction that runs. Whoever drops one has it rolled back, and only then it is the next one's turn: savepoints are
-/// counted by the driver, and somebody else's would be hit.
+/// Two that follow each other have different names: what is meant for one that could not be made never hits the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Savepoint {
+    A,
+    B,
+}
+
+/// How far a turn that failed is undone.
+#[derive(Clone, Copy, Debug)]
+enum Undo {
+    /// It was the first of its batch, and nobody else is in it.
+    Batch,
+    Savepoint(Savepoint),
+}
+
+/// A transaction that runs. Whoever drops one before its end has it undone.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    // Dropped in this order.
-    /// `None`: the first of its batch. Nobody else is in it yet, so that it is undone as a whole.
-    savepoint: Option<DatabaseTransaction>,
-    /// What it did is to be committed.
-    kept: bool,
+    /// Goes before its first statement.
+    begin: &'static str,
+    begun: AtomicBool,
+    undo: Undo,
+    ended: bool,
     slot: OwnedMutexGuard<Slot>,
 }
 
-const IMMEDIATE: TransactionOptions = TransactionOptions {
-    isolation_level: None,
-    access_mode: None,
-    sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
-};
+// === impl Doubtful ===
+
+impl Doubtful {
+    /// Whether it was said since the last call.
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
+    }
+}
+
+// === impl Savepoint ===
+
+impl Savepoint {
+    /// The one after, and what begins it.
+    const fn next(before: Option<Self>) -> (Self, &'static str) {
+        match before {
+            None => (Self::A, "savepoint a; "),
+            Some(Self::A) => (Self::B, "release a; savepoint b; "),
+            Some(Self::B) => (Self::A, "release b; savepoint a; "),
+        }
+    }
+
+    const fn undo(self) -> &'static str {
+        match self {
+            Self::A => "rollback to a; release a",
+            Self::B => "rollback to b; release b",
+        }
+    }
+}
+
+// === impl Alone ===
 
 impl Alone {
-    pub(crate) fn new(pool: DatabaseConnection, lock: File) -> Self {
-        Self { slot: Arc::default(), pool, _lock: lock }
+    /// `pool` has one connection, which it closes when it is released and `doubtful`.
+    pub(crate) fn new(pool: DatabaseConnection, doubtful: Doubtful, lock: File) -> Self {
+        let slot = Slot { pool, doubtful, batch: None, left: None };
+        Self { slot: Arc::new(Mutex::new(slot)), _lock: lock }
     }
 
     pub(crate) async fn transact<T, F>(&self, work: &impl Fn(Run) -> F) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, Fault>>,
     {
-        let before = |error: DbErr| Failed::Before(error.into());
-        let slot = Arc::clone(&self.slot).lock_owned().await;
+        let slot = Slot::lock(&self.slot).await.map_err(|error| Failed::Before(error.into()))?;
         // Whoever is cancelled from here on may leave a batch that nobody else commits.
         let finish = Finish(Some(Arc::clone(&self.slot)));
-        let (turn, outcome) = apart(Turn::begin(slot, self.pool.clone())).await.map_err(before)?;
+        let (turn, outcome) = Turn::new(slot);
         let turn = Arc::new(turn);
         let result = work(Run::in_turn(&turn)).await;
         let turn = Arc::into_inner(turn)
             .ok_or_else(|| Failed::Before(Fault::Corrupt("a transaction is still used after its end".to_owned())))?;
         let result = match result {
-            Ok(done) => apart(turn.keep()).await.map(|()| done).map_err(Fault::from),
+            Ok(done) => {
+                turn.keep();
+                Ok(done)
+            }
             Err(fault) => {
                 // A full or failing disk makes SQLite undo the whole transaction, not only the savepoint.
                 let spoilt = match &fault {
                     Fault::Sql(error) if matches!(fault.class(), Class::Full | Class::Lost) => Some(error.clone()),
                     _ => None,
                 };
-                match apart(turn.undo(spoilt)).await {
-                    Ok(()) => Err(fault),
-                    Err(error) => Err(error.into()),
-                }
+                let undone = apart(async move {
+                    turn.undo(spoilt).await;
+                    Ok(())
+                });
+                undone.await.map_err(|error| Failed::Before(error.into()))?;
+                Err(fault)
             }
         };
         finish.now(&outcome).await;
@@ -101,89 +157,162 @@ impl Alone {
     }
 
     pub(crate) async fn close(&self) {
-        let slot = Arc::clone(&self.slot).lock_owned().await;
-        commit(slot).await;
-        if let Err(error) = self.pool.close_by_ref().await {
+        let mut slot = Arc::clone(&self.slot).lock_owned().await;
+        slot.commit().await;
+        if let Err(error) = slot.pool.close_by_ref().await {
             tracing::debug!(?error, "closing the database failed");
         }
     }
 }
 
-impl Turn {
-    async fn begin(mut slot: OwnedMutexGuard<Slot>, pool: DatabaseConnection) -> Result<(Self, Outcome), DbErr> {
-        let Some(batch) = &slot.batch else {
-            let transaction = pool.begin_with_options(IMMEDIATE).await?;
-            let outcome = Outcome::default();
-            slot.batch = Some(Batch { transaction, outcome: Arc::clone(&outcome) });
-            return Ok((Self { savepoint: None, kept: false, slot }, outcome));
-        };
-        let outcome = Arc::clone(&batch.outcome);
-        match batch.transaction.begin().await {
-            Ok(savepoint) => Ok((Self { savepoint: Some(savepoint), kept: false, slot }, outcome)),
-            Err(error) => {
-                spoil(&mut slot, &error);
-                Err(error)
-            }
+// === impl Slot ===
+
+impl Slot {
+    /// Waits for its turn.
+    async fn lock(slot: &Arc<Mutex<Self>>) -> Result<OwnedMutexGuard<Self>, DbErr> {
+        let mut slot = Arc::clone(slot).lock_owned().await;
+        if slot.left.is_none() {
+            return Ok(slot);
         }
+        apart(async move {
+            slot.clean().await;
+            Ok(slot)
+        })
+        .await
     }
 
-    /// Where its statements are executed.
-    pub(crate) fn executor(&self) -> Result<&DatabaseTransaction, DbErr> {
-        let whole = || self.slot.batch.as_ref().map(|batch| &batch.transaction);
-        self.savepoint.as_ref().or_else(whole).ok_or_else(|| DbErr::Custom("the transaction is over".to_owned()))
+    async fn execute(&self, text: &'static str) -> Result<(), DbErr> {
+        self.pool.execute_raw(Statement::from_string(DbBackend::Sqlite, text)).await.map(drop)
     }
 
-    async fn keep(mut self) -> Result<(), DbErr> {
-        self.kept = true;
-        let Some(savepoint) = self.savepoint.take() else { return Ok(()) };
-        let kept = savepoint.commit().await;
-        if let Err(error) = &kept {
-            spoil(&mut self.slot, error);
+    /// Undoes what somebody left who went away.
+    async fn clean(&mut self) {
+        if let Some(undo) = self.left.take() {
+            self.undo(undo, None).await;
         }
-        kept
     }
 
     /// With an error, everybody of the batch is undone.
-    async fn undo(mut self, spoilt: Option<DbErr>) -> Result<(), DbErr> {
-        let Some(savepoint) = self.savepoint.take() else {
-            // The next one begins another.
-            return match self.slot.batch.take() {
-                Some(batch) => batch.transaction.rollback().await,
-                None => Ok(()),
-            };
-        };
-        let undone = savepoint.rollback().await;
-        if let Some(error) = spoilt.as_ref().or_else(|| undone.as_ref().err()) {
-            spoil(&mut self.slot, error);
+    async fn undo(&mut self, undo: Undo, spoilt: Option<DbErr>) {
+        if let Some(error) = spoilt {
+            return self.spoil(error).await;
         }
-        self.kept = true;
-        undone
+        let undone = match undo {
+            Undo::Batch => {
+                // The next one begins another.
+                self.batch = None;
+                self.execute("rollback").await
+            }
+            Undo::Savepoint(savepoint) => {
+                if let Some(batch) = &mut self.batch {
+                    batch.savepoint = None;
+                }
+                self.execute(savepoint.undo()).await
+            }
+        };
+        if let Err(error) = undone {
+            self.spoil(error).await;
+        }
+    }
+
+    /// Gives up a batch, of which everybody in it is told, and the connection.
+    async fn spoil(&mut self, error: DbErr) {
+        if let Some(batch) = self.batch.take() {
+            // Only set by whoever took the batch.
+            let _ = batch.outcome.set(Err(error));
+        }
+        self.close().await;
+    }
+
+    /// The next one has a new connection.
+    async fn close(&self) {
+        self.doubtful.0.store(true, Ordering::Release);
+        // It is looked at when it is released. There may be nothing to roll back.
+        if let Err(error) = self.execute("rollback").await {
+            tracing::debug!(?error, "the database's connection is given up");
+        }
+    }
+
+    async fn commit(&mut self) {
+        self.clean().await;
+        if let Some(batch) = self.batch.take() {
+            let result = self.execute("commit").await;
+            let failed = result.is_err();
+            // Only set by whoever took the batch.
+            let _ = batch.outcome.set(result);
+            if failed {
+                // When a disk fails in a commit, SQLite may have ended the transaction or not.
+                self.close().await;
+            }
+        }
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    fn new(mut slot: OwnedMutexGuard<Slot>) -> (Self, Outcome) {
+        let (begin, undo) = match &slot.batch {
+            None => ("begin immediate; ", Undo::Batch),
+            Some(batch) => {
+                let (savepoint, begin) = Savepoint::next(batch.savepoint);
+                (begin, Undo::Savepoint(savepoint))
+            }
+        };
+        let outcome = Arc::clone(&slot.batch.get_or_insert_default().outcome);
+        (Self { begin, begun: AtomicBool::new(false), undo, ended: false, slot }, outcome)
+    }
+
+    /// Where its statements are executed.
+    pub(crate) fn connection(&self) -> &DatabaseConnection {
+        &self.slot.pool
+    }
+
+    /// What goes before the next statement.
+    pub(crate) fn begin(&self) -> Option<&'static str> {
+        (!self.begun.swap(true, Ordering::Relaxed)).then_some(self.begin)
+    }
+
+    fn keep(mut self) {
+        self.ended = true;
+        let begun = *self.begun.get_mut();
+        if !begun {
+            return self.was_nothing();
+        }
+        if let (Undo::Savepoint(savepoint), Some(batch)) = (self.undo, &mut self.slot.batch) {
+            batch.savepoint = Some(savepoint);
+        }
+    }
+
+    /// With an error, everybody of the batch is undone.
+    async fn undo(mut self, spoilt: Option<DbErr>) {
+        if !*self.begun.get_mut() {
+            self.ended = true;
+            return self.was_nothing();
+        }
+        let undo = self.undo;
+        self.slot.undo(undo, spoilt).await;
+        self.ended = true;
+    }
+
+    /// It executed nothing.
+    fn was_nothing(&mut self) {
+        if let (Undo::Batch, Some(batch)) = (self.undo, self.slot.batch.take_if(|_| matches!(self.undo, Undo::Batch))) {
+            let _ = batch.outcome.set(Ok(()));
+        }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if !self.kept && self.savepoint.is_none() {
-            // Cancelled, and alone in its batch: dropped, that is rolled back.
-            self.slot.batch = None;
+        if self.ended {
+            return;
         }
-    }
-}
-
-/// Gives up a batch; everybody in it is told.
-fn spoil(slot: &mut Slot, error: &DbErr) {
-    if let Some(batch) = slot.batch.take() {
-        // Only set here and in `commit`, each of which takes the batch.
-        let _ = batch.outcome.set(Err(error.clone()));
-        // Dropped, it is rolled back.
-    }
-}
-
-async fn commit(mut slot: OwnedMutexGuard<Slot>) {
-    if let Some(batch) = slot.batch.take() {
-        let result = batch.transaction.commit().await;
-        // Only set here and in `spoil`, each of which takes the batch.
-        let _ = batch.outcome.set(result);
+        if *self.begun.get_mut() {
+            self.slot.left = Some(self.undo);
+        } else {
+            self.was_nothing();
+        }
     }
 }
 
@@ -197,9 +326,9 @@ impl Finish {
         let outcome = Arc::clone(outcome);
         // In a task of its own, for a commit must not be cancelled in the middle.
         let task = tokio::spawn(async move {
-            let slot = slot.lock_owned().await;
+            let mut slot = slot.lock_owned().await;
             if outcome.get().is_none() {
-                commit(slot).await;
+                slot.commit().await;
             }
         });
         if let Err(error) = task.await {
@@ -211,6 +340,6 @@ impl Finish {
 impl Drop for Finish {
     fn drop(&mut self) {
         let (Some(slot), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) else { return };
-        runtime.spawn(async move { commit(slot.lock_owned().await).await });
+        runtime.spawn(async move { slot.lock_owned().await.commit().await });
     }
 }

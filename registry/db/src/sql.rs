@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, QueryResult, RuntimeErr,
     Statement, Value,
 };
 
@@ -64,6 +64,14 @@ pub(crate) struct Row(QueryResult);
 pub(crate) struct Run {
     to: Executor,
     dialect: Dialect,
+}
+
+/// What became of a statement that changes rows.
+#[derive(Default)]
+struct Done {
+    rows: u64,
+    /// The automatic number of the last row that was inserted; 0 where a statement itself has to ask for it.
+    last_id: i64,
 }
 
 #[derive(Clone)]
@@ -243,45 +251,66 @@ impl Run {
         Self { to: Executor::Turn(Arc::clone(turn)), dialect: Dialect::Sqlite }
     }
 
-    async fn query_all(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        let to = self.to.clone();
+    async fn query_all(&self, mut statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let (to, lasts) = (self.to.clone(), self.lasts(&mut statement));
         let query = async move {
             match &to {
                 Executor::Pool(pool) => pool.query_all_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.query_all_raw(statement).await,
-                Executor::Turn(turn) => turn.executor()?.query_all_raw(statement).await,
+                Executor::Turn(turn) => turn.connection().query_all_raw(statement).await,
             }
         };
-        if self.lasts() { query.await } else { apart(query).await }
+        if lasts { query.await } else { apart(query).await }
     }
 
-    async fn query_one(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        let to = self.to.clone();
+    async fn query_one(&self, mut statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        let (to, lasts) = (self.to.clone(), self.lasts(&mut statement));
         let query = async move {
             match &to {
                 Executor::Pool(pool) => pool.query_one_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.query_one_raw(statement).await,
-                Executor::Turn(turn) => turn.executor()?.query_one_raw(statement).await,
+                Executor::Turn(turn) => turn.connection().query_one_raw(statement).await,
             }
         };
-        if self.lasts() { query.await } else { apart(query).await }
+        if lasts { query.await } else { apart(query).await }
     }
 
-    async fn execute_one(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        let to = self.to.clone();
+    async fn execute_one(&self, mut statement: Statement) -> Result<Done, DbErr> {
+        let (to, lasts) = (self.to.clone(), self.lasts(&mut statement));
+        if !lasts && let Executor::Turn(_) = to {
+            // The driver would also count what was changed before the transaction began.
+            statement.sql.push_str("; select changes(), last_insert_rowid()");
+            let execute = async move {
+                let Executor::Turn(turn) = &to else { return Ok(None) };
+                turn.connection().query_one_raw(statement).await
+            };
+            let Some(row) = apart(execute).await? else { return Ok(Done::default()) };
+            return Ok(Done { rows: row.try_get_by_index::<i64>(0)?.unsigned_abs(), last_id: row.try_get_by_index(1)? });
+        }
         let execute = async move {
             match &to {
                 Executor::Pool(pool) => pool.execute_raw(statement).await,
                 Executor::Transaction(transaction) => transaction.execute_raw(statement).await,
-                Executor::Turn(turn) => turn.executor()?.execute_raw(statement).await,
+                Executor::Turn(turn) => turn.connection().execute_raw(statement).await,
             }
         };
-        if self.lasts() { execute.await } else { apart(execute).await }
+        let done = if lasts { execute.await } else { apart(execute).await }?;
+        // Its driver has no such number and panics.
+        let numbered = self.dialect != Dialect::Postgres;
+        let last_id = if numbered { i64::try_from(done.last_insert_id()).unwrap_or_default() } else { 0 };
+        Ok(Done { rows: done.rows_affected(), last_id })
     }
 
-    /// Whether a statement may be given up at any point: SQLite's driver counts nothing but savepoints.
-    const fn lasts(&self) -> bool {
-        matches!((&self.to, self.dialect), (Executor::Pool(_), Dialect::Sqlite))
+    /// Whether a statement may be given up at any point. SQLite's may, for what follows on the connection waits for its end; but not one
+    /// that begins a transaction, or nobody would know whether it did.
+    fn lasts(&self, statement: &mut Statement) -> bool {
+        if let Executor::Turn(turn) = &self.to
+            && let Some(begin) = turn.begin()
+        {
+            statement.sql.insert_str(0, begin);
+            return false;
+        }
+        self.dialect == Dialect::Sqlite
     }
 
     pub(crate) const fn dialect(&self) -> Dialect {
@@ -305,7 +334,7 @@ impl Run {
     /// Returns how many rows were changed or, with MySQL too, matched.
     pub(crate) async fn execute(&self, text: impl Text + Send, values: Vec<Value>) -> Result<u64, Fault> {
         let statement = self.statement(&text, values);
-        Ok(self.execute_one(statement).await?.rows_affected())
+        Ok(self.execute_one(statement).await?.rows)
     }
 
     /// Executes an `insert … on conflict do nothing` of one row; whether it was inserted.
@@ -327,7 +356,7 @@ impl Run {
         }
         let statement = self.statement(&text, values);
         match self.execute_one(statement).await {
-            Ok(done) if done.rows_affected() > 0 => Ok(i64::try_from(done.last_insert_id()).ok()),
+            Ok(done) if done.rows > 0 => Ok(Some(done.last_id)),
             Ok(_) => Ok(None),
             Err(error) if self.dialect == Dialect::MySql && is_mysql_duplicate(&error) => Ok(None),
             Err(error) => Err(error.into()),

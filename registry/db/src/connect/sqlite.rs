@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sea_orm::DatabaseConnection;
-use sqlx::Connection as _;
 use sqlx::pool::PoolOptions;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
 use super::{Db, STATEMENTS_CACHED, Writer};
-use crate::alone::Alone;
+use crate::alone::{Alone, Doubtful};
 use crate::migrate;
 use crate::sql::Dialect;
 use crate::{DbConfig, DbError};
@@ -46,20 +45,18 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         .pragma("mmap_size", MMAP_BYTES)
         .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         .pragma("journal_size_limit", LOG_BYTES);
+    let doubtful = Doubtful::default();
+    let released = doubtful.clone();
     let writer: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
         .max_connections(1)
         .acquire_timeout(config.acquire_timeout)
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
-        // When a disk fails in a commit, SQLite may end the transaction by itself or leave it open, and the driver loses
-        // count: all later ones would be savepoints of one that nobody ever commits. A new connection knows nothing of it.
-        .after_release(|connection: &mut SqliteConnection, _| {
-            Box::pin(async move {
-                // After the rollback that a dropped transaction has queued.
-                connection.ping().await?;
-                Ok(!connection.is_in_transaction())
-            })
+        // A new connection knows nothing of what went wrong on another.
+        .after_release(move |_, _| {
+            let known = !released.take();
+            Box::pin(async move { Ok(known) })
         })
         .connect_with(options.clone().pragma("cache_size", WRITER_CACHE))
         .await
@@ -77,7 +74,7 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         .await
         .map_err(super::sqlx_error)?
         .into();
-    let alone = Alone::new(writer, lock);
+    let alone = Alone::new(writer, doubtful, lock);
     Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Alone(alone), config))
 }
 

@@ -62,10 +62,9 @@ pub(super) async fn put(
     let content_type = call.header(CONTENT_TYPE);
     let manifest = Manifest::parse(raw, content_type, &app.manifest_limits())
         .map_err(|error| Failure::with_status(error.status(), error.code(), error.to_string()))?;
-    let digest = digest_of(app, name, reference, &manifest).await?;
-    let record = records::Record::new(app, name, &manifest, &digest);
     // A manifest that is there already has its record; then only tags move.
-    let is_there = find(app, name, &Reference::Digest(digest.clone())).await?.is_some();
+    let (digest, is_there) = digest_of(app, name, reference, &manifest).await?;
+    let record = records::Record::new(app, name, &manifest, &digest);
     if !is_there {
         app.store.put_manifest_record(&record.manifest).await?;
     }
@@ -88,7 +87,7 @@ pub(super) async fn put(
         Err(error) => {
             if matches!(&error, PutManifestError::Db(error) if error.is_in_doubt()) {
                 // It may be there: then its record has to be, too, and what we remember is of before.
-                if let Some(repository) = app.repository(name).await? {
+                if let Ok(Some(repository)) = app.repository(name).await {
                     app.cache.changed(repository);
                 }
             } else if !is_there {
@@ -141,13 +140,17 @@ fn tags(app: &App, call: &Call, reference: &Reference) -> Result<Vec<TagName>, F
     Ok(tags)
 }
 
-/// The digest the manifest is kept under: the one the client names, or its SHA-256.
+/// The digest the manifest is kept under, the one the client names or its SHA-256, and whether it is there already.
 async fn digest_of(
     app: &App,
     name: &RepositoryName,
     reference: &Reference,
     manifest: &Manifest,
-) -> Result<Digest, Failure> {
+) -> Result<(Digest, bool), Failure> {
+    let is_there = async |digest: &Digest| {
+        let found = find(app, name, &Reference::Digest(digest.clone())).await?;
+        Ok::<bool, Failure>(found.is_some())
+    };
     match reference {
         Reference::Digest(wanted) => {
             let found = manifest.digest(wanted.algorithm());
@@ -157,15 +160,16 @@ async fn digest_of(
                     format!("the digest of the manifest is {found}, not {wanted}"),
                 ));
             }
-            Ok(found)
+            let there = is_there(&found).await?;
+            Ok((found, there))
         }
         Reference::Tag(_) => {
             // Whoever pushed these very bytes under their SHA-512 means that manifest.
-            let long = manifest.digest(Algorithm::Sha512);
-            if find(app, name, &Reference::Digest(long.clone())).await?.is_some() {
-                return Ok(long);
+            let (short, long) = (manifest.digest(Algorithm::Sha256), manifest.digest(Algorithm::Sha512));
+            match tokio::try_join!(is_there(&short), is_there(&long))? {
+                (_, true) => Ok((long, true)),
+                (short_is_there, false) => Ok((short, short_is_there)),
             }
-            Ok(manifest.digest(Algorithm::Sha256))
         }
     }
 }
