@@ -5,8 +5,12 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// What is hashed and written at a time, in bytes: long enough that handing it to another thread costs nothing.
+/// What is hashed and written at a time, in bytes: long enough that handing it to another thread costs little.
 pub(crate) const BUFFER_BYTES: usize = 2 * 1024 * 1024;
+/// The most that is gathered at a time at the beginning of an upload: where there is little, the last of it should not be much of it.
+const FIRST_BYTES: usize = 1024 * 1024;
+/// The beginning of an upload.
+const FIRST_OFFSETS: u64 = 16 * 1024 * 1024;
 /// Large buffers there are at most: with two each, 32 uploads run at full speed.
 const LARGE_MAX: usize = 64;
 /// Large buffers kept when nobody needs them.
@@ -51,7 +55,8 @@ impl Buffer {
         let idle = pool.idle.pop();
         drop(pool);
         let bytes = idle.unwrap_or_else(|| Vec::with_capacity(BUFFER_BYTES + ALIGNMENT));
-        Self::aligned(bytes, offset, BUFFER_BYTES, true)
+        let capacity = if offset < FIRST_OFFSETS { FIRST_BYTES } else { BUFFER_BYTES };
+        Self::aligned(bytes, offset, capacity, true)
     }
 
     fn aligned(mut bytes: Vec<u8>, offset: u64, capacity: usize, pooled: bool) -> Self {
@@ -124,7 +129,7 @@ mod tests {
         drop(frozen);
         assert_eq!(part, vec![1; 10]);
         drop(part);
-        let mut late = Buffer::take(ALIGNMENT as u64 * 5 + 10);
+        let mut late = Buffer::take(FIRST_OFFSETS + ALIGNMENT as u64 * 5 + 10);
         assert_eq!(late.fill(&vec![1; BUFFER_BYTES]) % ALIGNMENT, ALIGNMENT - 10);
         assert_eq!(late.as_ref().as_ptr().align_offset(ALIGNMENT), ALIGNMENT - 10);
         drop(late);
