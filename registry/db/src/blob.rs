@@ -293,16 +293,7 @@ async fn commit_new(
          insert into links (repository_id, blob_id, leased_until) select ?, last_insert_rowid(), ? where changes() = 1; \
          delete from uploads where id = ? and changes() = 1"
     );
-    let values = values![
-        digest,
-        db_size(new.size),
-        key,
-        new.now_ms,
-        key,
-        repository.0,
-        new.leased_until_ms,
-        key
-    ];
+    let values = values![digest, db_size(new.size), key, new.now_ms, key, repository.0, new.leased_until_ms, key];
     let blob = |row: &Row| Ok(Blob { id: BlobId(row.int(0)?), key: new.key, size: new.size });
     run.all(text, values).await?.first().map(blob).transpose()
 }

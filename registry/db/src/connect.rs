@@ -51,6 +51,8 @@ pub(crate) enum Writer {
     Alone(Alone),
     /// The pool.
     Pool,
+    /// Nowhere: this database is only read.
+    Nobody,
 }
 
 /// What a URL names.
@@ -98,6 +100,17 @@ impl Db {
             Target::Sqlite(path) => sqlite::open(&path, config).await,
             Target::MySql(options) => mysql::open(*options, config).await,
             Target::Postgres(options) => postgres::open(*options, config).await,
+        }
+    }
+
+    /// Opens a database to read it, also beside the process that a file belongs to. What would change something fails, with a file.
+    ///
+    /// # Errors
+    /// As [`Db::connect`], and when there is no such file.
+    pub async fn connect_to_read(config: &DbConfig) -> Result<Self, DbError> {
+        match Target::parse(config.url.expose()).map_err(DbError::Config)? {
+            Target::Sqlite(path) => sqlite::open_to_read(&path, config).await,
+            _ => Self::connect(config).await,
         }
     }
 

@@ -27,6 +27,9 @@ pub enum DbError {
     /// Another process owns this file.
     #[error("another process uses the database {}", .0.display())]
     InUse(PathBuf),
+    /// It was opened to be read.
+    #[error("the database was opened to be read, and cannot be changed")]
+    ReadOnly,
     /// A file beside the database cannot be opened or locked.
     #[error("cannot use {}", path.display())]
     File {
@@ -44,6 +47,9 @@ pub enum DbError {
     /// A newer program has changed the tables.
     #[error("the database was made by a newer program: it has the migration {0:?}")]
     TooNew(String),
+    /// An older program has made the tables, and they may only be read.
+    #[error("the database was made by an older program: start the registry once to bring it up to date")]
+    TooOld,
     /// A column holds what nobody wrote there.
     #[error("the database holds something that cannot be: {0}")]
     Corrupt(String),
@@ -60,8 +66,8 @@ impl DbError {
             Self::InDoubt(error) => error.kind(),
             Self::Unavailable(_) | Self::TimedOut | Self::Busy(_) => Kind::Unavailable,
             Self::Full(_) => Kind::NoSpace,
-            Self::InUse(_) => Kind::Conflict,
-            Self::Config(_) | Self::Unsuitable(_) | Self::TooNew(_) => Kind::Invalid,
+            Self::InUse(_) | Self::ReadOnly => Kind::Conflict,
+            Self::Config(_) | Self::Unsuitable(_) | Self::TooNew(_) | Self::TooOld => Kind::Invalid,
             Self::Corrupt(_) => Kind::Corrupt,
             Self::File { .. } | Self::Refused(_) => Kind::Internal,
         }

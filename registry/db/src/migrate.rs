@@ -4,7 +4,7 @@ mod m0001_tables;
 
 use std::time::Duration;
 
-use sea_orm::{DatabaseConnection, DbErr, DynIden};
+use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbErr, DynIden, Statement};
 use sea_orm_migration::sea_query::IntoIden as _;
 use sea_orm_migration::{MigrationTrait, MigratorTrait};
 
@@ -29,14 +29,30 @@ impl MigratorTrait for Migrator {
 /// Brings the tables up to date. The caller sees to it that nobody else does so at the same time.
 pub(crate) async fn up(connection: &DatabaseConnection) -> Result<(), DbError> {
     let applied = Migrator::get_migration_models(connection).await?;
+    if is_complete(applied.iter().map(|applied| &applied.version))? {
+        return Ok(());
+    }
+    Ok(Migrator::up(connection, None).await?)
+}
+
+/// Fails unless the tables are as this program makes them; changes nothing.
+pub(crate) async fn expect(connection: &DatabaseConnection) -> Result<(), DbError> {
+    let text = "select version from registry_migrations";
+    let rows = connection.query_all_raw(Statement::from_string(connection.get_database_backend(), text)).await?;
+    let applied = rows.iter().map(|row| row.try_get_by_index(0)).collect::<Result<Vec<String>, _>>()?;
+    if is_complete(applied.iter())? { Ok(()) } else { Err(DbError::TooOld) }
+}
+
+/// Whether all was done that this program does.
+fn is_complete<'v>(applied: impl ExactSizeIterator<Item = &'v String>) -> Result<bool, DbError> {
     let ours = Migrator::migrations();
-    if let Some(unknown) = applied.iter().find(|applied| ours.iter().all(|ours| ours.name() != applied.version)) {
-        return Err(DbError::TooNew(unknown.version.clone()));
+    let count = applied.len();
+    for version in applied {
+        if ours.iter().all(|ours| ours.name() != version) {
+            return Err(DbError::TooNew(version.clone()));
+        }
     }
-    if applied.len() < ours.len() {
-        Migrator::up(connection, None).await?;
-    }
-    Ok(())
+    Ok(count == ours.len())
 }
 
 /// Waits a moment for another process to be done; for how long it waited altogether.

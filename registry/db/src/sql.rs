@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, QueryResult, RuntimeErr,
-    Statement, Value,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, QueryResult, RuntimeErr, Statement,
+    Value,
 };
 
 use crate::alone::Turn;
@@ -285,7 +285,10 @@ impl Run {
                 turn.connection().query_one_raw(statement).await
             };
             let Some(row) = apart(execute).await? else { return Ok(Done::default()) };
-            return Ok(Done { rows: row.try_get_by_index::<i64>(0)?.unsigned_abs(), last_id: row.try_get_by_index(1)? });
+            return Ok(Done {
+                rows: row.try_get_by_index::<i64>(0)?.unsigned_abs(),
+                last_id: row.try_get_by_index(1)?,
+            });
         }
         let execute = async move {
             match &to {

@@ -75,14 +75,16 @@ impl Db {
         loop {
             let attempt = async {
                 match &self.inner.writer {
-                    Writer::Alone(writer) => writer.transact(&work).await,
-                    Writer::Pool => self.attempt(&work).await,
+                    Writer::Alone(writer) => Some(writer.transact(&work).await),
+                    Writer::Pool => Some(self.attempt(&work).await),
+                    Writer::Nobody => None,
                 }
             };
             let fault = match tokio::time::timeout(deadline, attempt).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(Failed::Before(fault))) => fault,
-                Ok(Err(Failed::InCommit(fault))) => return Err(DbError::InDoubt(Box::new(fault.into()))),
+                Ok(None) => return Err(DbError::ReadOnly),
+                Ok(Some(Ok(done))) => return Ok(done),
+                Ok(Some(Err(Failed::Before(fault)))) => fault,
+                Ok(Some(Err(Failed::InCommit(fault)))) => return Err(DbError::InDoubt(Box::new(fault.into()))),
                 Err(_) => return Err(DbError::TimedOut),
             };
             attempts.next(fault).await?;

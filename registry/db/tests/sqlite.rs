@@ -35,12 +35,39 @@ fn one_process_owns_the_file() {
 }
 
 #[test]
+fn others_may_look_while_it_is_owned() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let config = config(folder.path());
+        let error = Db::connect_to_read(&config).await.unwrap_err();
+        assert!(matches!(&error, DbError::File { path, .. } if path.ends_with("registry.db")), "{error:?}");
+        let owner = Db::connect(&config).await.unwrap();
+        push_image(&owner, "a", "one", &["t"], 1, 0).await;
+        let other = Db::connect_to_read(&config).await.unwrap();
+        assert!(!other.is_exclusive());
+        assert!(tag_digest(&other, "a", "t").await.is_some());
+        push_image(&owner, "a", "two", &["later"], 2, 0).await;
+        assert!(tag_digest(&other, "a", "later").await.is_some());
+        let error = other.setting_or_insert("a", "b").await.unwrap_err();
+        assert!(matches!(error, DbError::ReadOnly), "{error:?}");
+        other.close().await;
+        push_image(&owner, "a", "three", &["last"], 3, 0).await;
+        owner.close().await;
+        raw_sql(&config, "delete from registry_migrations").await;
+        let error = Db::connect_to_read(&config).await.unwrap_err();
+        assert!(matches!(error, DbError::TooOld), "{error:?}");
+    });
+}
+
+#[test]
 fn a_newer_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     runtime().block_on(async {
         let config = config(folder.path());
         Db::connect(&config).await.unwrap().close().await;
         raw_sql(&config, "insert into registry_migrations (version, applied_at) values ('m9999_later', 1)").await;
+        let error = Db::connect_to_read(&config).await.unwrap_err();
+        assert!(matches!(&error, DbError::TooNew(version) if version == "m9999_later"), "{error:?}");
         let error = Db::connect(&config).await.unwrap_err();
         assert!(matches!(&error, DbError::TooNew(version) if version == "m9999_later"), "{error:?}");
     });

@@ -54,9 +54,19 @@ pub(crate) struct App {
 impl App {
     /// Opens store and database.
     pub(crate) async fn open(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+        let db = Db::connect(&config.database).await.context("cannot open the database")?;
+        Self::with(config, db, metrics).await
+    }
+
+    /// Opens them to look, also at the database of a process that serves.
+    pub(crate) async fn open_to_read(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+        let db = Db::connect_to_read(&config.database).await.context("cannot open the database")?;
+        Self::with(config, db, metrics).await
+    }
+
+    async fn with(config: Config, db: Db, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let access = Access::new(&config.auth).context("cannot tell who may come in")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
-        let db = Db::connect(&config.database).await.context("cannot open the database")?;
         let key = db
             .setting_or_insert(UPLOAD_KEY, &hex::encode(rand::random::<[u8; 32]>()))
             .await

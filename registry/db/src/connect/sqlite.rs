@@ -32,19 +32,7 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         tokio::fs::create_dir_all(folder).await.map_err(|source| DbError::File { path: folder.to_owned(), source })?;
     }
     let lock = lock_soon(path).await?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        // A commit is on disk when it returns.
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        .busy_timeout(BUSY_TIMEOUT)
-        .statement_cache_capacity(STATEMENTS_CACHED)
-        .pragma("temp_store", "memory")
-        .pragma("mmap_size", MMAP_BYTES)
-        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
-        .pragma("journal_size_limit", LOG_BYTES);
+    let options = options(path);
     let doubtful = Doubtful::default();
     let released = doubtful.clone();
     let writer: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
@@ -63,7 +51,38 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         .map_err(super::sqlx_error)?
         .into();
     migrate::up(&writer).await?;
-    let reader: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
+    let reader = reader(options, config).await?;
+    let alone = Alone::new(writer, doubtful, lock);
+    Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Alone(alone), config))
+}
+
+/// Beside the process that owns the file, or without one.
+pub(super) async fn open_to_read(path: &Path, config: &DbConfig) -> Result<Db, DbError> {
+    tokio::fs::metadata(path).await.map_err(|source| DbError::File { path: path.to_owned(), source })?;
+    let reader = reader(options(path).create_if_missing(false), config).await?;
+    migrate::expect(&reader).await?;
+    Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Nobody, config))
+}
+
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // A commit is on disk when it returns.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .statement_cache_capacity(STATEMENTS_CACHED)
+        .pragma("temp_store", "memory")
+        .pragma("mmap_size", MMAP_BYTES)
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+        .pragma("journal_size_limit", LOG_BYTES)
+}
+
+/// Connections that change nothing.
+async fn reader(options: SqliteConnectOptions, config: &DbConfig) -> Result<DatabaseConnection, DbError> {
+    let pool = PoolOptions::<sqlx::Sqlite>::new()
         .max_connections(config.max_connections)
         .min_connections(config.min_connections)
         .acquire_timeout(config.acquire_timeout)
@@ -72,10 +91,8 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
         .test_before_acquire(false)
         .connect_with(options.pragma("cache_size", READER_CACHE).pragma("query_only", "on"))
         .await
-        .map_err(super::sqlx_error)?
-        .into();
-    let alone = Alone::new(writer, doubtful, lock);
-    Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Alone(alone), config))
+        .map_err(super::sqlx_error)?;
+    Ok(pool.into())
 }
 
 /// A predecessor that is just ending, or a process that was forked from it and has not begun its own program, lets go within this

@@ -77,7 +77,12 @@ pub(crate) struct Report {
 /// # Errors
 /// When something is wrong that was not mended, or store or database cannot be read.
 pub(crate) async fn run(config: Config, args: FsckArgs) -> anyhow::Result<()> {
-    let app = App::open(config, &Metrics::new("registry", env!("CARGO_PKG_VERSION"))).await?;
+    let metrics = Metrics::new("registry", env!("CARGO_PKG_VERSION"));
+    let app = match args.repair {
+        true => App::open(config, &metrics).await?,
+        // The process that serves may go on.
+        false => App::open_to_read(config, &metrics).await?,
+    };
     let report = check(&app, &args).await?;
     if args.json {
         say(serde_json::to_string(&report).context("the report cannot be written")?);

@@ -32,7 +32,7 @@ struct Report {
 /// # Errors
 /// When the database cannot be read.
 pub(crate) async fn run(config: Config, args: GcArgs) -> anyhow::Result<()> {
-    let db = Db::connect(&config.database).await.context("cannot open the database")?;
+    let db = Db::connect_to_read(&config.database).await.context("cannot open the database")?;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
     let now = i64::try_from(now.as_millis())?;
     let backlog = db.backlog(now).await?;
