@@ -11,7 +11,9 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use sea_orm::{ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, Statement};
+use sea_orm::{DbErr, RuntimeErr, Statement, Value};
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{Arguments as _, AssertSqlSafe, Connection as _, Executor as _};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::error::{Class, Fault};
@@ -26,19 +28,16 @@ pub(crate) struct Alone {
     _lock: File,
 }
 
-/// Says that nobody knows in which state the connection is, so that it is closed instead of being used again.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Doubtful(Arc<AtomicBool>);
-
 /// What the one whose turn it is may use.
 #[derive(Debug)]
 struct Slot {
-    /// Of one connection.
-    pool: DatabaseConnection,
-    doubtful: Doubtful,
+    options: SqliteConnectOptions,
+    /// `None`: there was none yet, or nobody knew any more in which state it is. One stays the same throughout a batch.
+    connection: Option<SqliteConnection>,
     batch: Option<Batch>,
     /// Somebody went away in the middle of a turn.
     left: Option<Undo>,
+    closed: bool,
 }
 
 /// Transactions that are committed together.
@@ -75,16 +74,9 @@ pub(crate) struct Turn {
     begun: AtomicBool,
     undo: Undo,
     ended: bool,
+    /// Back in the slot when it ended.
+    connection: Mutex<Option<SqliteConnection>>,
     slot: OwnedMutexGuard<Slot>,
-}
-
-// === impl Doubtful ===
-
-impl Doubtful {
-    /// Whether it was said since the last call.
-    pub(crate) fn take(&self) -> bool {
-        self.0.swap(false, Ordering::AcqRel)
-    }
 }
 
 // === impl Savepoint ===
@@ -110,9 +102,8 @@ impl Savepoint {
 // === impl Alone ===
 
 impl Alone {
-    /// `pool` has one connection, which it closes when it is released and `doubtful`.
-    pub(crate) fn new(pool: DatabaseConnection, doubtful: Doubtful, lock: File) -> Self {
-        let slot = Slot { pool, doubtful, batch: None, left: None };
+    pub(crate) fn new(options: SqliteConnectOptions, lock: File) -> Self {
+        let slot = Slot { options, connection: None, batch: None, left: None, closed: false };
         Self { slot: Arc::new(Mutex::new(slot)), _lock: lock }
     }
 
@@ -159,30 +150,38 @@ impl Alone {
     pub(crate) async fn close(&self) {
         let mut slot = Arc::clone(&self.slot).lock_owned().await;
         slot.commit().await;
-        if let Err(error) = slot.pool.close_by_ref().await {
-            tracing::debug!(?error, "closing the database failed");
-        }
+        slot.closed = true;
+        slot.close().await;
     }
 }
 
 // === impl Slot ===
 
 impl Slot {
-    /// Waits for its turn.
+    /// Waits for its turn, and for a connection.
     async fn lock(slot: &Arc<Mutex<Self>>) -> Result<OwnedMutexGuard<Self>, DbErr> {
         let mut slot = Arc::clone(slot).lock_owned().await;
-        if slot.left.is_none() {
+        if slot.left.is_none() && slot.connection.is_some() {
             return Ok(slot);
         }
         apart(async move {
             slot.clean().await;
+            if slot.closed {
+                return Err(DbErr::Conn(RuntimeErr::Internal("the database is closed".to_owned())));
+            }
+            if slot.connection.is_none() {
+                slot.connection = Some(SqliteConnection::connect_with(&slot.options).await.map_err(refused)?);
+            }
             Ok(slot)
         })
         .await
     }
 
-    async fn execute(&self, text: &'static str) -> Result<(), DbErr> {
-        self.pool.execute_raw(Statement::from_string(DbBackend::Sqlite, text)).await.map(drop)
+    async fn execute(&mut self, text: &'static str) -> Result<(), DbErr> {
+        match &mut self.connection {
+            Some(connection) => connection.execute(text).await.map(drop).map_err(refused),
+            None => Err(refused(sqlx::Error::WorkerCrashed)),
+        }
     }
 
     /// Undoes what somebody left who went away.
@@ -224,12 +223,12 @@ impl Slot {
         self.close().await;
     }
 
-    /// The next one has a new connection.
-    async fn close(&self) {
-        self.doubtful.0.store(true, Ordering::Release);
-        // It is looked at when it is released. There may be nothing to roll back.
-        if let Err(error) = self.execute("rollback").await {
-            tracing::debug!(?error, "the database's connection is given up");
+    /// The next one has a new connection. What was not committed on this one never is.
+    async fn close(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && let Err(error) = connection.close().await
+        {
+            tracing::debug!(?error, "closing the database's connection failed");
         }
     }
 
@@ -260,12 +259,25 @@ impl Turn {
             }
         };
         let outcome = Arc::clone(&slot.batch.get_or_insert_default().outcome);
-        (Self { begin, begun: AtomicBool::new(false), undo, ended: false, slot }, outcome)
+        let connection = Mutex::new(slot.connection.take());
+        (Self { begin, begun: AtomicBool::new(false), undo, ended: false, connection, slot }, outcome)
     }
 
-    /// Where its statements are executed.
-    pub(crate) fn connection(&self) -> &DatabaseConnection {
-        &self.slot.pool
+    /// Executes a statement, and gives the rows it returns.
+    pub(crate) async fn all(&self, statement: Statement) -> Result<Vec<SqliteRow>, DbErr> {
+        let mut connection = self.connection.lock().await;
+        let connection = connection.as_mut().ok_or_else(|| refused(sqlx::Error::WorkerCrashed))?;
+        let query = sqlx::query_with(AssertSqlSafe(statement.sql), arguments(statement.values.map(|v| v.0))?);
+        query.fetch_all(connection).await.map_err(refused)
+    }
+
+    /// Executes a statement; how many rows it changed, and the number of the last that was inserted.
+    pub(crate) async fn execute(&self, statement: Statement) -> Result<(u64, i64), DbErr> {
+        let mut connection = self.connection.lock().await;
+        let connection = connection.as_mut().ok_or_else(|| refused(sqlx::Error::WorkerCrashed))?;
+        let query = sqlx::query_with(AssertSqlSafe(statement.sql), arguments(statement.values.map(|v| v.0))?);
+        let done = query.execute(connection).await.map_err(refused)?;
+        Ok((done.rows_affected(), done.last_insert_rowid()))
     }
 
     /// What goes before the next statement.
@@ -274,9 +286,8 @@ impl Turn {
     }
 
     fn keep(mut self) {
-        self.ended = true;
-        let begun = *self.begun.get_mut();
-        if !begun {
+        self.end();
+        if !*self.begun.get_mut() {
             return self.was_nothing();
         }
         if let (Undo::Savepoint(savepoint), Some(batch)) = (self.undo, &mut self.slot.batch) {
@@ -286,13 +297,17 @@ impl Turn {
 
     /// With an error, everybody of the batch is undone.
     async fn undo(mut self, spoilt: Option<DbErr>) {
+        self.end();
         if !*self.begun.get_mut() {
-            self.ended = true;
             return self.was_nothing();
         }
         let undo = self.undo;
         self.slot.undo(undo, spoilt).await;
+    }
+
+    fn end(&mut self) {
         self.ended = true;
+        self.slot.connection = self.connection.get_mut().take();
     }
 
     /// It executed nothing.
@@ -308,12 +323,33 @@ impl Drop for Turn {
         if self.ended {
             return;
         }
+        self.end();
         if *self.begun.get_mut() {
             self.slot.left = Some(self.undo);
         } else {
             self.was_nothing();
         }
     }
+}
+
+fn refused(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+/// The values of a statement, as SQLite's driver takes them.
+fn arguments(values: Option<Vec<Value>>) -> Result<SqliteArguments, DbErr> {
+    let mut arguments = SqliteArguments::default();
+    for value in values.unwrap_or_default() {
+        let added = match value {
+            Value::BigInt(number) => arguments.add(number),
+            Value::Int(number) => arguments.add(number),
+            Value::String(text) => arguments.add(text),
+            Value::Bytes(bytes) => arguments.add(bytes),
+            other => return Err(DbErr::Custom(format!("no value of ours: {other:?}"))),
+        };
+        added.map_err(|error| DbErr::Custom(error.to_string()))?;
+    }
+    Ok(arguments)
 }
 
 /// Sees to it that what was begun is committed, also when nobody waits for it any more.

@@ -10,8 +10,10 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, QueryResult, RuntimeErr, Statement,
-    Value,
+    TryGetable, Value,
 };
+use sqlx::Row as _;
+use sqlx::sqlite::SqliteRow;
 
 use crate::alone::Turn;
 use crate::error::Fault;
@@ -56,7 +58,11 @@ pub(crate) use values;
 pub(crate) const LIST_MAX: usize = 512;
 
 /// A row of a result; columns are named by their place.
-pub(crate) struct Row(QueryResult);
+pub(crate) enum Row {
+    Orm(QueryResult),
+    /// Of a transaction on SQLite.
+    Sqlite(SqliteRow),
+}
 
 /// A connection, or a transaction on one.
 ///
@@ -185,24 +191,34 @@ pub(crate) fn padded<T: Clone>(mut list: Vec<T>) -> Vec<T> {
 // === impl Row ===
 
 impl Row {
+    fn get<T>(&self, column: usize) -> Result<T, Fault>
+    where
+        T: TryGetable + for<'r> sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+    {
+        match self {
+            Self::Orm(row) => Ok(row.try_get_by_index(column)?),
+            Self::Sqlite(row) => row.try_get(column).map_err(|error| Fault::Corrupt(error.to_string())),
+        }
+    }
+
     pub(crate) fn int(&self, column: usize) -> Result<i64, Fault> {
-        Ok(self.0.try_get_by_index(column)?)
+        self.get(column)
     }
 
     pub(crate) fn int_option(&self, column: usize) -> Result<Option<i64>, Fault> {
-        Ok(self.0.try_get_by_index(column)?)
+        self.get(column)
     }
 
     pub(crate) fn text(&self, column: usize) -> Result<String, Fault> {
-        Ok(self.0.try_get_by_index(column)?)
+        self.get(column)
     }
 
     pub(crate) fn text_option(&self, column: usize) -> Result<Option<String>, Fault> {
-        Ok(self.0.try_get_by_index(column)?)
+        self.get(column)
     }
 
     pub(crate) fn bytes(&self, column: usize) -> Result<Bytes, Fault> {
-        Ok(Bytes::from(self.0.try_get_by_index::<Vec<u8>>(column)?))
+        Ok(Bytes::from(self.get::<Vec<u8>>(column)?))
     }
 
     /// A number that is never negative.
@@ -251,57 +267,59 @@ impl Run {
         Self { to: Executor::Turn(Arc::clone(turn)), dialect: Dialect::Sqlite }
     }
 
-    async fn query_all(&self, mut statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+    async fn query_all(&self, mut statement: Statement) -> Result<Vec<Row>, DbErr> {
         let (to, lasts) = (self.to.clone(), self.lasts(&mut statement));
         let query = async move {
-            match &to {
-                Executor::Pool(pool) => pool.query_all_raw(statement).await,
-                Executor::Transaction(transaction) => transaction.query_all_raw(statement).await,
-                Executor::Turn(turn) => turn.connection().query_all_raw(statement).await,
-            }
+            let rows = match &to {
+                Executor::Pool(pool) => pool.query_all_raw(statement).await?,
+                Executor::Transaction(transaction) => transaction.query_all_raw(statement).await?,
+                Executor::Turn(turn) => return Ok(turn.all(statement).await?.into_iter().map(Row::Sqlite).collect()),
+            };
+            Ok(rows.into_iter().map(Row::Orm).collect())
         };
         if lasts { query.await } else { apart(query).await }
     }
 
-    async fn query_one(&self, mut statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+    async fn query_one(&self, mut statement: Statement) -> Result<Option<Row>, DbErr> {
         let (to, lasts) = (self.to.clone(), self.lasts(&mut statement));
         let query = async move {
-            match &to {
-                Executor::Pool(pool) => pool.query_one_raw(statement).await,
-                Executor::Transaction(transaction) => transaction.query_one_raw(statement).await,
-                Executor::Turn(turn) => turn.connection().query_one_raw(statement).await,
-            }
+            let row = match &to {
+                Executor::Pool(pool) => pool.query_one_raw(statement).await?,
+                Executor::Transaction(transaction) => transaction.query_one_raw(statement).await?,
+                Executor::Turn(turn) => return Ok(turn.all(statement).await?.into_iter().next().map(Row::Sqlite)),
+            };
+            Ok(row.map(Row::Orm))
         };
         if lasts { query.await } else { apart(query).await }
     }
 
     async fn execute_one(&self, mut statement: Statement) -> Result<Done, DbErr> {
-        let (to, lasts) = (self.to.clone(), self.lasts(&mut statement));
-        if !lasts && let Executor::Turn(_) = to {
-            // The driver would also count what was changed before the transaction began.
-            statement.sql.push_str("; select changes(), last_insert_rowid()");
-            let execute = async move {
-                let Executor::Turn(turn) = &to else { return Ok(None) };
-                turn.connection().query_one_raw(statement).await
-            };
-            let Some(row) = apart(execute).await? else { return Ok(Done::default()) };
-            return Ok(Done {
-                rows: row.try_get_by_index::<i64>(0)?.unsigned_abs(),
-                last_id: row.try_get_by_index(1)?,
-            });
-        }
+        let (to, lasts, dialect) = (self.to.clone(), self.lasts(&mut statement), self.dialect);
         let execute = async move {
-            match &to {
-                Executor::Pool(pool) => pool.execute_raw(statement).await,
-                Executor::Transaction(transaction) => transaction.execute_raw(statement).await,
-                Executor::Turn(turn) => turn.connection().execute_raw(statement).await,
-            }
+            let done = match &to {
+                Executor::Pool(pool) => pool.execute_raw(statement).await?,
+                Executor::Transaction(transaction) => transaction.execute_raw(statement).await?,
+                Executor::Turn(turn) if lasts => {
+                    let (rows, last_id) = turn.execute(statement).await?;
+                    return Ok(Done { rows, last_id });
+                }
+                Executor::Turn(turn) => {
+                    // The driver would also count what was changed before the transaction began.
+                    statement.sql.push_str("; select changes(), last_insert_rowid()");
+                    let rows = turn.all(statement).await?;
+                    let number = |column: usize| match rows.last() {
+                        Some(row) => row.try_get::<i64, _>(column).map_err(|error| DbErr::Custom(error.to_string())),
+                        None => Err(DbErr::Custom("a statement did not say what it did".to_owned())),
+                    };
+                    return Ok(Done { rows: number(0)?.unsigned_abs(), last_id: number(1)? });
+                }
+            };
+            // PostgreSQL's driver has no such number and panics.
+            let numbered = dialect != Dialect::Postgres;
+            let last_id = if numbered { i64::try_from(done.last_insert_id()).unwrap_or_default() } else { 0 };
+            Ok(Done { rows: done.rows_affected(), last_id })
         };
-        let done = if lasts { execute.await } else { apart(execute).await }?;
-        // Its driver has no such number and panics.
-        let numbered = self.dialect != Dialect::Postgres;
-        let last_id = if numbered { i64::try_from(done.last_insert_id()).unwrap_or_default() } else { 0 };
-        Ok(Done { rows: done.rows_affected(), last_id })
+        if lasts { execute.await } else { apart(execute).await }
     }
 
     /// Whether a statement may be given up at any point. SQLite's may, for what follows on the connection waits for its end; but not one
@@ -326,12 +344,12 @@ impl Run {
 
     pub(crate) async fn all(&self, text: impl Text + Send, values: Vec<Value>) -> Result<Vec<Row>, Fault> {
         let statement = self.statement(&text, values);
-        Ok(self.query_all(statement).await?.into_iter().map(Row).collect())
+        Ok(self.query_all(statement).await?)
     }
 
     pub(crate) async fn one(&self, text: impl Text + Send, values: Vec<Value>) -> Result<Option<Row>, Fault> {
         let statement = self.statement(&text, values);
-        Ok(self.query_one(statement).await?.map(Row))
+        Ok(self.query_one(statement).await?)
     }
 
     /// Returns how many rows were changed or, with MySQL too, matched.
@@ -355,7 +373,7 @@ impl Run {
         if self.dialect == Dialect::Postgres {
             let text = format!("{} returning id", text.text(self.dialect));
             let statement = Statement::from_sql_and_values(DbBackend::Postgres, text, values);
-            return self.query_one(statement).await?.map(|row| Row(row).int(0)).transpose();
+            return self.query_one(statement).await?.map(|row| row.int(0)).transpose();
         }
         let statement = self.statement(&text, values);
         match self.execute_one(statement).await {

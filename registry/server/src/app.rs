@@ -23,6 +23,7 @@ use crate::cache::Cache;
 use crate::config::{Config, GcConfig};
 use crate::http::{Failure, Registry};
 use crate::metrics::RegistryMetrics;
+use crate::sessions::Sessions;
 use crate::upkeep;
 
 /// Clients follow a redirect at once; a layer that takes longer to begin has other problems.
@@ -42,6 +43,8 @@ pub(crate) struct App {
     pub(crate) access: Access,
     pub(crate) upload_key: UploadKey,
     pub(crate) active: ActiveUploads,
+    /// Uploads that are worked on in this process.
+    pub(crate) sessions: Sessions,
     pub(crate) metrics: RegistryMetrics,
     /// Requests that change something, which end in their own time.
     pub(crate) changing: TaskTracker,
@@ -78,6 +81,7 @@ impl App {
             gc: RwLock::new(config.gc.clone()),
             upload_key: UploadKey::new(bytes),
             active: ActiveUploads::default(),
+            sessions: Sessions::default(),
             changing: TaskTracker::new(),
             metrics: RegistryMetrics::new(metrics),
             open_uploads: AtomicU64::new(0),

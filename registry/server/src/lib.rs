@@ -30,6 +30,7 @@ mod config;
 mod http;
 mod metrics;
 mod records;
+mod sessions;
 mod upkeep;
 
 pub use app::run;

@@ -1,6 +1,6 @@
 //! Uploads in pieces, over two processes of which one is killed.
 
-use std::{sync::Barrier, thread};
+use std::{sync::Barrier, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{Run, S3Kind, SkimmerRegistry};
@@ -53,6 +53,7 @@ fn two_processes(run: &Run, database: Database, storage: Storage) -> CaseResult 
     alternate(&mut site)?;
     out_of_order(&site).context("chunks out of order")?;
     finished_twice(&site).context("two processes finish one upload")?;
+    contended(&site).context("two processes receive one upload")?;
     let mut rehashed = 0.0;
     for registry in &site.registries {
         rehashed += registry.metric(REHASHED)?;
@@ -167,11 +168,48 @@ fn finished_twice(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// Two requests send the same part of an upload: what was acknowledged to one of them is what counts.
+fn contended(site: &Site) -> Result<()> {
+    let last = site.registries.len() - 1;
+    for (number, begun) in [0, MIB / 2].into_iter().enumerate() {
+        let blob = Blob::random(3 * MIB, 270 + number as u64);
+        let other = Blob::random(MIB, 280 + number as u64);
+        let mut client = site.client_of(0);
+        let upload = client.begin("a/b")?;
+        let mut kept = blob.bytes[..begun].to_vec();
+        if begun > 0 {
+            client.patch(&upload, 0, &kept)?.is(202, "the first bytes")?;
+        }
+        let mut connection = Connection::open(site.registries[last].addr())?;
+        connection.head("PATCH", &upload, &[("content-length", &other.bytes.len().to_string())])?;
+        // It has found out where the upload stands, and writes later.
+        thread::sleep(Duration::from_millis(300));
+        let ours = client.patch(&upload, begun, &blob.bytes[begun..begun + MIB])?;
+        connection.write(&other.bytes)?;
+        let theirs = connection.response(false)?;
+        let told = format!("{} and {}", ours.told(), theirs.told());
+        match (ours.status, theirs.status) {
+            (202, 409) => kept.extend_from_slice(&blob.bytes[begun..begun + MIB]),
+            (409, 202) => kept.extend_from_slice(&other.bytes),
+            _ => anyhow::bail!("both or neither: {told}"),
+        }
+        ensure!(client.offset(&upload)? == kept.len() as u64, "{told}, and {} bytes are kept", client.offset(&upload)?);
+        kept.extend_from_slice(&blob.bytes[2 * MIB..]);
+        let whole = Blob::of(kept);
+        client.finish(&upload, &whole.digest, &blob.bytes[2 * MIB..])?.is(201, &told)?;
+        client.pulls_blob("a/b", &whole).with_context(|| told)?;
+        // Whose answer was lost asks again.
+        client.finish(&upload, &whole.digest, &[])?.is(201, "the end once more")?;
+    }
+    Ok(())
+}
+
 /// How many clients push.
 const TOGETHER: usize = 8;
 
 fn same_blob(run: &Run) -> CaseResult {
     let mut site = Site::simple(run, "[gc]\nlease = \"1h\"\ninterval = \"100ms\"\n")?;
+    contended(&site).context("two requests of one upload")?;
     for round in 0..4 {
         let blob = Blob::random(4 * MIB, 250 + round);
         let barrier = Barrier::new(TOGETHER);

@@ -9,7 +9,7 @@ use sqlx::pool::PoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
 use super::{Db, STATEMENTS_CACHED, Writer};
-use crate::alone::{Alone, Doubtful};
+use crate::alone::Alone;
 use crate::migrate;
 use crate::sql::Dialect;
 use crate::{DbConfig, DbError};
@@ -33,26 +33,18 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
     }
     let lock = lock_soon(path).await?;
     let options = options(path);
-    let doubtful = Doubtful::default();
-    let released = doubtful.clone();
-    let writer: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
+    let writer = options.clone().pragma("cache_size", WRITER_CACHE);
+    let first: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
         .max_connections(1)
         .acquire_timeout(config.acquire_timeout)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .test_before_acquire(false)
-        // A new connection knows nothing of what went wrong on another.
-        .after_release(move |_, _| {
-            let known = !released.take();
-            Box::pin(async move { Ok(known) })
-        })
-        .connect_with(options.clone().pragma("cache_size", WRITER_CACHE))
+        .connect_with(writer.clone())
         .await
         .map_err(super::sqlx_error)?
         .into();
-    migrate::up(&writer).await?;
+    migrate::up(&first).await?;
+    first.close().await?;
     let reader = reader(options, config).await?;
-    let alone = Alone::new(writer, doubtful, lock);
+    let alone = Alone::new(writer, lock);
     Ok(Db::new(Dialect::Sqlite, "sqlite", reader, Writer::Alone(alone), config))
 }
 

@@ -17,12 +17,18 @@ use super::body::Body;
 use super::failure::Failure;
 use super::{Answer, CONTENT_DIGEST, Call, UPLOAD_UUID, empty, locations, value};
 use crate::app::App;
+use crate::sessions::Held;
 
 /// How a session's name ends when the client said that its blob has a SHA-512 digest.
 const SHA512_SUFFIX: &str = "-sha512";
 
+/// Requests that come between reading an upload and claiming it.
+const CLAIMS_MAX: u32 = 8;
+
 /// A session that is ours.
 struct Session {
+    /// No other request of this process works on it.
+    held: Option<Held>,
     id: UploadId,
     algorithm: Algorithm,
     /// What is known of it; nothing, as long as nothing of it is durable.
@@ -64,7 +70,8 @@ pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incomin
     let id = app.new_upload_id();
     if let Some(digest) = query.get("digest") {
         let digest = oci::parse_digest(digest)?;
-        let session = Session { id, algorithm: digest.algorithm(), durable: None };
+        // Nobody else knows it.
+        let session = Session { held: None, id, algorithm: digest.algorithm(), durable: None };
         return complete(app, call, name, session, &digest, incoming).await;
     }
     if app.open_uploads() >= app.config.uploads.max_open {
@@ -103,7 +110,7 @@ async fn mount(
 
 /// `GET`: how far it is.
 pub(super) async fn status(app: &App, call: &Call, name: &RepositoryName, text: &str) -> Answer {
-    let session = session(app, name, text).await?;
+    let session = look(app, name, text, None).await?;
     let offset = session.durable.as_ref().map_or(0, |durable| durable.checkpoint.offset);
     let mut response = accepted(app, call, name, text, session.id, offset);
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -112,7 +119,8 @@ pub(super) async fn status(app: &App, call: &Call, name: &RepositoryName, text: 
 
 /// `DELETE`: gives it up.
 pub(super) async fn cancel(app: &App, name: &RepositoryName, text: &str) -> Answer {
-    let session = session(app, name, text).await?;
+    let session = look(app, name, text, None).await?;
+    app.cache.take_fresh_upload(session.id);
     give_up(app, name, session.id).await?;
     Ok(empty(StatusCode::NO_CONTENT))
 }
@@ -134,7 +142,7 @@ pub(super) async fn patch(
     text: &str,
     incoming: &mut Incoming,
 ) -> Answer {
-    let session = session(app, name, text).await?;
+    let mut session = session(app, name, text).await?;
     let id = session.id;
     let upload = receiving(app, name, &session)?;
     let chunk = upload.begin(content_range(call)?, call.content_length()).map_err(|refused| {
@@ -149,7 +157,12 @@ pub(super) async fn patch(
     }
     let _active = app.active.enter(call.peer, &app.config.uploads)?;
     let mut version = session.durable.as_ref().map(|durable| durable.version);
+    let _held = session.held.take();
     let mut receiver = open(app, session, None).await?;
+    if version.is_none() && !app.db.is_exclusive() {
+        // From now on others know that it was begun. Nothing was written yet.
+        save(app, name, id, &mut receiver, &mut version).await?;
+    }
     let received = receive(app, chunk, incoming, &mut receiver, Some((name, &mut version))).await?;
     if receiver.offset() > 0 {
         save(app, name, id, &mut receiver, &mut version).await?;
@@ -169,24 +182,35 @@ async fn save(
     version: &mut Option<i64>,
 ) -> Result<(), Failure> {
     let checkpoint = receiver.checkpoint().await?;
-    let state = serde_json::to_string(&checkpoint).map_err(|error| {
+    *version = Some(keep(app, name, id, &checkpoint, *version).await?.ok_or_else(changed)?);
+    Ok(())
+}
+
+/// Writes a checkpoint down; the new version of its row, or `None` when another request has changed it.
+async fn keep(
+    app: &App,
+    name: &RepositoryName,
+    id: UploadId,
+    checkpoint: &Checkpoint,
+    expected: Option<i64>,
+) -> Result<Option<i64>, Failure> {
+    let state = serde_json::to_string(checkpoint).map_err(|error| {
         tracing::error!(%error, "a checkpoint cannot be written down");
         Failure::new(ErrorCode::Unknown, "the upload cannot be kept")
     })?;
-    match app.db.save_checkpoint(id, name, &state, checkpoint.offset, *version, app.now_ms()).await {
-        Ok(new) => {
-            *version = Some(new);
-            Ok(())
-        }
-        Err(CheckpointError::Conflict) => {
-            Err(Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload"))
-        }
+    match app.db.save_checkpoint(id, name, &state, checkpoint.offset, expected, app.now_ms()).await {
+        Ok(version) => Ok(Some(version)),
+        Err(CheckpointError::Conflict) => Ok(None),
         Err(CheckpointError::Db(error)) => Err(error.into()),
         Err(error) => {
             tracing::error!(%error, "a checkpoint cannot be kept");
             Err(Failure::new(ErrorCode::Unknown, "the upload cannot be kept"))
         }
     }
+}
+
+fn changed() -> Failure {
+    Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload")
 }
 
 // === PUT ===
@@ -202,7 +226,7 @@ pub(super) async fn put(app: &App, call: &Call, name: &RepositoryName, text: &st
             // The answer to the same request may have been lost on the way.
             let id = verified(app, name, text).map(|(id, _)| id);
             if let (Some(id), Some((_, link))) = (id, super::blobs::find(app, name, &digest).await?)
-                && link.key == id
+                && (link.key == id || is_finished(app, id).await?)
             {
                 return Ok(created(app, call, name, &digest));
             }
@@ -212,12 +236,17 @@ pub(super) async fn put(app: &App, call: &Call, name: &RepositoryName, text: &st
     complete(app, call, name, session, &digest, incoming).await
 }
 
+/// Whether its bytes were committed, or given up because the blob was there already.
+async fn is_finished(app: &App, id: UploadId) -> Result<bool, Failure> {
+    Ok(app.db.upload(id).await?.is_some_and(|row| row.status == UploadStatus::Finished))
+}
+
 /// Receives what is left, compares, commits.
 async fn complete(
     app: &App,
     call: &Call,
     name: &RepositoryName,
-    session: Session,
+    mut session: Session,
     digest: &Digest,
     incoming: &mut Incoming,
 ) -> Answer {
@@ -226,6 +255,9 @@ async fn complete(
     let chunk = upload.begin(content_range(call)?, call.content_length())?;
     let _active = app.active.enter(call.peer, &app.config.uploads)?;
     let mut version = session.durable.as_ref().map(|durable| durable.version);
+    let held = session.held.take();
+    // Of an upload in one request the client knows no session to go on with.
+    let can_go_on = held.is_some();
     let offset = chunk.offset();
     let mut receiver = match open(app, session, Some(digest.algorithm())).await {
         Ok(receiver) => receiver,
@@ -235,12 +267,13 @@ async fn complete(
         }
         Err(error) => return Err(error.into()),
     };
-    let received = receive(app, chunk, incoming, &mut receiver, Some((name, &mut version))).await?;
+    let save_to = can_go_on.then_some((name, &mut version));
+    let received = receive(app, chunk, incoming, &mut receiver, save_to).await?;
     let upload = match received {
         Received::Whole(upload) => upload,
         Received::Broken(failure) => {
             // The client may go on from here.
-            if receiver.offset() > offset {
+            if can_go_on && receiver.offset() > offset {
                 save(app, name, id, &mut receiver, &mut version).await?;
             }
             return Err(failure);
@@ -312,12 +345,42 @@ fn verified(app: &App, name: &RepositoryName, text: &str) -> Option<(UploadId, A
     Some((app.upload_key.verify(name, signed)?, algorithm))
 }
 
+/// The session, for a request that goes on with it: what is known of it stays true in this process.
 async fn session(app: &App, name: &RepositoryName, text: &str) -> Result<Session, Failure> {
-    let unknown = || Failure::new(ErrorCode::BlobUploadUnknown, "there is no such upload");
     let (id, algorithm) = verified(app, name, text).ok_or_else(unknown)?;
+    let held = Some(app.sessions.hold(id).await?);
     if app.cache.take_fresh_upload(id) && !app.is_expired(id) {
-        return Ok(Session { id, algorithm, durable: None });
+        return Ok(Session { held, id, algorithm, durable: None });
     }
+    let mut session = look(app, name, text, held).await?;
+    if app.db.is_exclusive() {
+        return Ok(session);
+    }
+    for _ in 0..CLAIMS_MAX {
+        let Some(durable) = &mut session.durable else { return Ok(session) };
+        if claim(app, name, id, durable).await? {
+            return Ok(session);
+        }
+        session = look(app, name, text, session.held.take()).await?;
+    }
+    Err(changed())
+}
+
+/// Makes sure that no other process goes on from the same checkpoint: whoever did so already cannot save another. `false`: somebody was
+/// faster, and it has to be read again.
+async fn claim(app: &App, name: &RepositoryName, id: UploadId, durable: &mut Durable) -> Result<bool, Failure> {
+    let claimed = keep(app, name, id, &durable.checkpoint, Some(durable.version)).await?;
+    durable.version = claimed.unwrap_or(durable.version);
+    Ok(claimed.is_some())
+}
+
+fn unknown() -> Failure {
+    Failure::new(ErrorCode::BlobUploadUnknown, "there is no such upload")
+}
+
+/// What the database knows of a session.
+async fn look(app: &App, name: &RepositoryName, text: &str, held: Option<Held>) -> Result<Session, Failure> {
+    let (id, algorithm) = verified(app, name, text).ok_or_else(unknown)?;
     match app.db.upload(id).await? {
         Some(row) if row.status != UploadStatus::Open => Err(unknown()),
         Some(row) => {
@@ -325,10 +388,10 @@ async fn session(app: &App, name: &RepositoryName, text: &str) -> Result<Session
                 tracing::error!(%error, %id, "the checkpoint of an upload cannot be read");
                 unknown()
             })?;
-            Ok(Session { id, algorithm, durable: Some(Durable { version: row.version, checkpoint }) })
+            Ok(Session { held, id, algorithm, durable: Some(Durable { version: row.version, checkpoint }) })
         }
         None if app.is_expired(id) => Err(unknown()),
-        None => Ok(Session { id, algorithm, durable: None }),
+        None => Ok(Session { held, id, algorithm, durable: None }),
     }
 }
 
