@@ -103,6 +103,17 @@ impl Receiver {
         Ok(())
     }
 
+    /// Holds the upload's bytes: see [`BlobWriter::hold`].
+    ///
+    /// # Errors
+    /// When another request holds them, or the store failed.
+    pub async fn hold(&mut self) -> Result<bool, StoreError> {
+        let mut idle = self.idle().await?;
+        let holds = idle.writer.hold().await?;
+        self.stage = Stage::Idle(idle);
+        Ok(holds)
+    }
+
     /// Makes everything received durable.
     ///
     /// # Errors

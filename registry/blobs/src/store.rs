@@ -85,6 +85,15 @@ pub trait BlobWrite: Send + Sync {
 /// dropped.
 #[async_trait]
 pub trait BlobWriter: Send {
+    /// Keeps other processes from writing the same bytes, where the store can, and changes nothing yet. Whoever holds them can find out
+    /// whether they are still what he was told. `false`: this store cannot; there, what others write beside it is not read.
+    ///
+    /// # Errors
+    /// `Busy` when another request holds them; when the store fails.
+    async fn hold(&mut self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     /// Appends the bytes, and takes them into the hash.
     ///
     /// # Errors

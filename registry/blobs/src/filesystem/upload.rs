@@ -26,6 +26,8 @@ pub(super) struct UploadFile {
     pub(super) path: PathBuf,
     /// The name is still this file's.
     named: AtomicBool,
+    /// Nothing was written by this request, and nothing cut off: it may not be the one who may.
+    untouched: AtomicBool,
 }
 
 /// A request that was just broken off may still be writing its last buffer; so often is the lock tried.
@@ -37,14 +39,12 @@ const DIRECT_MIN: usize = 256 * 1024;
 const OPEN_TRIES: u32 = 8;
 
 impl UploadFile {
-    /// A new, empty file.
+    /// The file of an upload that begins. What is in it goes with the first write.
     pub(super) fn create(layout: &Layout, id: UploadId) -> Result<Self, StoreError> {
-        let upload = Self::lock(layout.upload(id), true)?;
-        upload.cut(0)?;
-        Ok(upload)
+        Self::lock(layout.upload(id), true)
     }
 
-    /// The file with the first `offset` bytes it has.
+    /// The file with `offset` bytes or more. What is more goes with the first write.
     pub(super) fn resume(layout: &Layout, id: UploadId, offset: u64) -> Result<Self, StoreError> {
         let upload = Self::lock(layout.upload(id), false)?;
         let found = upload.len()?;
@@ -52,7 +52,6 @@ impl UploadFile {
             let why = format!("there are {found} bytes, the checkpoint says {offset}");
             return Err(StoreError::Corrupt { what: upload.path.display().to_string(), why });
         }
-        upload.cut(offset)?;
         Ok(upload)
     }
 
@@ -70,7 +69,7 @@ impl UploadFile {
                 Err(error) => return Err(StoreError::io("lock", path, error.into())),
             }
             if is_at(&file, &path).map_err(|error| StoreError::io("look at", &path, error))? {
-                return Ok(Self { file, path, named: AtomicBool::new(true) });
+                return Ok(Self { file, path, named: AtomicBool::new(true), untouched: AtomicBool::new(true) });
             }
         }
         Err(StoreError::Busy)
@@ -81,7 +80,15 @@ impl UploadFile {
         if !self.named.load(Ordering::Relaxed) {
             return;
         }
-        let done = if durable == 0 { self.remove() } else { self.cut(durable) };
+        let done = match self.untouched.load(Ordering::Relaxed) {
+            // It was only looked at. An empty one tells nobody anything.
+            true => match self.len() {
+                Ok(0) => self.remove(),
+                other => other.map(drop),
+            },
+            false if durable == 0 => self.remove(),
+            false => self.cut(durable),
+        };
         if let Err(error) = done {
             tracing::warn!(%error, "cannot clean up after a broken upload");
         }
@@ -104,8 +111,11 @@ impl UploadFile {
     }
 
     /// Writes bytes at a place: those that lie on the disk as they lie in memory past the page cache, where the filesystem can. That
-    /// saves a copy, and the cache is left to what is read.
+    /// saves a copy, and the cache is left to what is read. The first write cuts off what is there from its place on.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+        if self.untouched.swap(false, Ordering::Relaxed) {
+            self.cut(offset)?;
+        }
         let (head, direct) = direct_part(bytes, offset);
         let end = head + direct;
         let write = |from: usize, to: usize| self.file.write_all_at(&bytes[from..to], offset + from as u64);

@@ -94,6 +94,10 @@ impl FileWriter {
 
 #[async_trait]
 impl BlobWriter for FileWriter {
+    async fn hold(&mut self) -> Result<bool, StoreError> {
+        self.file().await.map(|_| true)
+    }
+
     async fn write(&mut self, bytes: Bytes, mut hash: RunningHash) -> Result<RunningHash, StoreError> {
         let file = self.file().await?;
         let (target, offset, length) = (Arc::clone(&file), self.written, bytes.len() as u64);

@@ -22,9 +22,6 @@ use crate::sessions::Held;
 /// How a session's name ends when the client said that its blob has a SHA-512 digest.
 const SHA512_SUFFIX: &str = "-sha512";
 
-/// Requests that come between reading an upload and claiming it.
-const CLAIMS_MAX: u32 = 8;
-
 /// A session that is ours.
 struct Session {
     /// No other request of this process works on it.
@@ -159,10 +156,7 @@ pub(super) async fn patch(
     let mut version = session.durable.as_ref().map(|durable| durable.version);
     let _held = session.held.take();
     let mut receiver = open(app, session, None).await?;
-    if version.is_none() && !app.db.is_exclusive() {
-        // From now on others know that it was begun. Nothing was written yet.
-        save(app, name, id, &mut receiver, &mut version).await?;
-    }
+    claim(app, name, id, &mut receiver, &mut version).await?;
     let received = receive(app, chunk, incoming, &mut receiver, Some((name, &mut version))).await?;
     if receiver.offset() > 0 {
         save(app, name, id, &mut receiver, &mut version).await?;
@@ -171,6 +165,22 @@ pub(super) async fn patch(
         Received::Whole(upload) => Ok(accepted(app, call, name, text, id, upload.offset())),
         Received::Broken(failure) => Err(failure),
     }
+}
+
+/// Makes sure that no other process goes on from the same checkpoint, before anything is written: whoever did already has changed the
+/// row, and whoever tries later cannot save.
+async fn claim(
+    app: &App,
+    name: &RepositoryName,
+    id: UploadId,
+    receiver: &mut Receiver,
+    version: &mut Option<i64>,
+) -> Result<(), Failure> {
+    if app.db.is_exclusive() {
+        return Ok(());
+    }
+    receiver.hold().await?;
+    save(app, name, id, receiver, version).await
 }
 
 /// Makes what arrived durable, and says so to the other processes.
@@ -267,6 +277,10 @@ async fn complete(
         }
         Err(error) => return Err(error.into()),
     };
+    // Where nothing is held, what this request sends is its own until the end, and has the digest or is nothing.
+    if version.is_some() && receiver.hold().await? {
+        claim(app, name, id, &mut receiver, &mut version).await?;
+    }
     let save_to = can_go_on.then_some((name, &mut version));
     let received = receive(app, chunk, incoming, &mut receiver, save_to).await?;
     let upload = match received {
@@ -290,6 +304,13 @@ async fn complete(
                 format!("the digest of the {size} bytes is {computed}, not {digest}"),
             );
             return Err(failure.detail(serde_json::json!({ "digest": computed.to_string() })));
+        }
+        // Another process has ended it meanwhile.
+        Err(FinishError::Store(StoreError::NotFound { .. })) => {
+            if app.store.is_committed(id, digest, size).await? {
+                return commit(app, call, name, id, digest, size).await;
+            }
+            return Err(unknown());
         }
         Err(FinishError::Store(error)) => return Err(error.into()),
         Err(error) => {
@@ -352,26 +373,7 @@ async fn session(app: &App, name: &RepositoryName, text: &str) -> Result<Session
     if app.cache.take_fresh_upload(id) && !app.is_expired(id) {
         return Ok(Session { held, id, algorithm, durable: None });
     }
-    let mut session = look(app, name, text, held).await?;
-    if app.db.is_exclusive() {
-        return Ok(session);
-    }
-    for _ in 0..CLAIMS_MAX {
-        let Some(durable) = &mut session.durable else { return Ok(session) };
-        if claim(app, name, id, durable).await? {
-            return Ok(session);
-        }
-        session = look(app, name, text, session.held.take()).await?;
-    }
-    Err(changed())
-}
-
-/// Makes sure that no other process goes on from the same checkpoint: whoever did so already cannot save another. `false`: somebody was
-/// faster, and it has to be read again.
-async fn claim(app: &App, name: &RepositoryName, id: UploadId, durable: &mut Durable) -> Result<bool, Failure> {
-    let claimed = keep(app, name, id, &durable.checkpoint, Some(durable.version)).await?;
-    durable.version = claimed.unwrap_or(durable.version);
-    Ok(claimed.is_some())
+    look(app, name, text, held).await
 }
 
 fn unknown() -> Failure {
@@ -413,7 +415,7 @@ enum Opening {
 impl From<Opening> for Failure {
     fn from(opening: Opening) -> Self {
         match opening {
-            Opening::Gone => Self::new(ErrorCode::BlobUploadUnknown, "there is no such upload"),
+            Opening::Gone => unknown(),
             Opening::Failed(failure) => failure,
         }
     }
