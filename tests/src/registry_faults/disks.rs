@@ -1,6 +1,12 @@
 //! Disks that are full.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use harness::{Run, SkimmerRegistry, SmallDisk};
@@ -9,10 +15,11 @@ use super::{
     content::{Blob, Manifest},
     http::{Client, Response},
     site::{Database, Servers, Site, Storage},
+    trace::Strace,
 };
 use crate::{
     faults_data::probe::{SETTLE, disk_usage, wait_until},
-    runner::{Case, CaseResult, Outcome, rooted},
+    runner::{Case, CaseResult, Outcome, anywhere, rooted},
 };
 
 const MIB: usize = 1 << 20;
@@ -25,6 +32,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         rooted("registry disks: the store's disk is full: 507, the space comes back, nothing is lost", store),
         rooted("registry disks: the database's disk is full: no 201, nothing is lost, works again", database),
+        anywhere("registry disks: the database's disk fails again and again: what got a 201 stays", flickers),
     ]
 }
 
@@ -164,4 +172,67 @@ fn fill_up(client: &mut Client, round: u64, kept: &mut Vec<Manifest>) -> Result<
         kept.push(image);
     }
     anyhow::bail!("a full disk takes everything");
+}
+
+/// How often the disk fails, and for how long.
+const FLICKERS: u64 = 4;
+const FLICKER: Duration = Duration::from_millis(1200);
+/// Enough that commits are shared.
+const PUSHERS: u64 = 16;
+
+/// Files of the database can be neither opened, nor written, nor synced for a moment, while many push.
+fn flickers(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, CONFIG)?;
+    let database = site.servers.sqlite();
+    let paths = [database.clone(), PathBuf::from(format!("{}-wal", database.display()))];
+    let inject = "inject=openat,pwrite64,fsync,fdatasync:error=EIO";
+    let pid = site.registries[0].process().pid();
+    let stop = AtomicBool::new(false);
+    let (acknowledged, injected) = thread::scope(|scope| -> Result<(Vec<Blob>, usize)> {
+        let push = |number: u64| {
+            let (stop, mut client) = (&stop, site.client());
+            move || {
+                let mut acknowledged = Vec::new();
+                for seed in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let blob = Blob::random(300, 1_000_000 * (number + 1) + seed);
+                    if client.try_push("a/b", &blob)?.status == 201 {
+                        acknowledged.push(blob);
+                    }
+                }
+                Ok(acknowledged)
+            }
+        };
+        let pushers: Vec<_> = (0..PUSHERS).map(|number| scope.spawn(push(number))).collect();
+        let fail = || -> Result<usize> {
+            let mut injected = 0;
+            for _ in 0..FLICKERS {
+                let strace = Strace::inject(run, &site.servers.host, pid, inject, &paths)?;
+                thread::sleep(FLICKER);
+                injected += strace.injected()?;
+                strace.detach()?;
+                thread::sleep(FLICKER);
+            }
+            Ok(injected)
+        };
+        let injected = fail();
+        stop.store(true, Ordering::Relaxed);
+        let pushed: Vec<Result<Vec<Blob>>> =
+            pushers.into_iter().map(|pusher| pusher.join().expect("a push does not panic")).collect();
+        Ok((pushed.into_iter().collect::<Result<Vec<_>>>()?.concat(), injected?))
+    })?;
+    ensure!(injected > 0, "nothing failed, nothing was tested");
+    ensure!(acknowledged.len() > 100, "only {} pushes were acknowledged", acknowledged.len());
+    println!("    {} pushes acknowledged, {injected} calls failed", acknowledged.len());
+    let mut client = site.client();
+    let mut lost = 0;
+    for blob in &acknowledged {
+        lost += usize::from(client.head_blob("a/b", blob)? != 200);
+    }
+    ensure!(lost == 0, "{lost} of {} blobs that got a 201 are not there", acknowledged.len());
+    site.fsck(&["--repair"])?.only(&["orphan"])?;
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
 }

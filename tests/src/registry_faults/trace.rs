@@ -52,7 +52,7 @@ impl Strace {
     /// Lets calls fail: `inject` as strace takes it, only those on one of these paths, if there are any.
     pub(crate) fn inject(run: &Run, host: &Host, pid: u32, inject: &str, paths: &[PathBuf]) -> Result<Self> {
         let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        let mut args = vec!["-e", "trace=fsync,fdatasync", "-e", inject];
+        let mut args = vec!["-e", "trace=openat,pwrite64,fsync,fdatasync", "-e", inject];
         args.extend(paths.iter().flat_map(|path| ["-P", path.as_str()]));
         let mut strace = Self::attach(run, host, pid, &args)?;
         // Said once it has all threads.
