@@ -156,8 +156,14 @@ impl HttpService for Guarded {
             // The end of a multipart upload: an object that is there already is another upload's end, and stays.
             request.headers_mut().insert(IF_NONE_MATCH, HeaderValue::from_static("*"));
         }
+        let creates = *request.method() == Method::PUT && request.headers().contains_key(IF_NONE_MATCH);
         let answer = tokio::time::timeout(self.timeout, self.inner.execute(request)).await;
-        let response = answer.map_err(|_| HttpError::new(HttpErrorKind::Timeout, TimedOut(self.timeout)))??;
+        let answer = answer.map_err(|_| HttpError::new(HttpErrorKind::Timeout, TimedOut(self.timeout)))?;
+        let response = answer.map_err(|error| match error.kind() {
+            // Storages close connections that were idle. It may be tried again: what is there then is compared.
+            HttpErrorKind::Interrupted if creates => HttpError::new(HttpErrorKind::Request, error),
+            _ => error,
+        })?;
         let status = response.status();
         match status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
