@@ -192,35 +192,24 @@ async fn save(
     version: &mut Option<i64>,
 ) -> Result<(), Failure> {
     let checkpoint = receiver.checkpoint().await?;
-    *version = Some(keep(app, name, id, &checkpoint, *version).await?.ok_or_else(changed)?);
-    Ok(())
-}
-
-/// Writes a checkpoint down; the new version of its row, or `None` when another request has changed it.
-async fn keep(
-    app: &App,
-    name: &RepositoryName,
-    id: UploadId,
-    checkpoint: &Checkpoint,
-    expected: Option<i64>,
-) -> Result<Option<i64>, Failure> {
-    let state = serde_json::to_string(checkpoint).map_err(|error| {
+    let state = serde_json::to_string(&checkpoint).map_err(|error| {
         tracing::error!(%error, "a checkpoint cannot be written down");
         Failure::new(ErrorCode::Unknown, "the upload cannot be kept")
     })?;
-    match app.db.save_checkpoint(id, name, &state, checkpoint.offset, expected, app.now_ms()).await {
-        Ok(version) => Ok(Some(version)),
-        Err(CheckpointError::Conflict) => Ok(None),
+    match app.db.save_checkpoint(id, name, &state, checkpoint.offset, *version, app.now_ms()).await {
+        Ok(new) => {
+            *version = Some(new);
+            Ok(())
+        }
+        Err(CheckpointError::Conflict) => {
+            Err(Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload"))
+        }
         Err(CheckpointError::Db(error)) => Err(error.into()),
         Err(error) => {
             tracing::error!(%error, "a checkpoint cannot be kept");
             Err(Failure::new(ErrorCode::Unknown, "the upload cannot be kept"))
         }
     }
-}
-
-fn changed() -> Failure {
-    Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload")
 }
 
 // === PUT ===
