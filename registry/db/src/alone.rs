@@ -312,7 +312,9 @@ impl Turn {
 
     /// It executed nothing.
     fn was_nothing(&mut self) {
-        if let (Undo::Batch, Some(batch)) = (self.undo, self.slot.batch.take_if(|_| matches!(self.undo, Undo::Batch))) {
+        if matches!(self.undo, Undo::Batch)
+            && let Some(batch) = self.slot.batch.take()
+        {
             let _ = batch.outcome.set(Ok(()));
         }
     }
