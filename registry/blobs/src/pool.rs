@@ -11,7 +11,7 @@ pub(crate) const BUFFER_BYTES: usize = 2 * 1024 * 1024;
 const FIRST_BYTES: usize = 1024 * 1024;
 /// The beginning of an upload.
 const FIRST_OFFSETS: u64 = 16 * 1024 * 1024;
-/// Large buffers there are at most: with two each, 32 uploads run at full speed.
+/// Large buffers there are at most, 128 MiB in all: with two each, 32 uploads run at full speed.
 const LARGE_MAX: usize = 64;
 /// Large buffers kept when nobody needs them.
 const IDLE_MAX: usize = 32;
