@@ -1,13 +1,11 @@
 //! The HTTP API.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, StatusCode};
-use ipnet::IpNet;
+use http::{Method, StatusCode};
 use proto::Kind;
 use proto::api::{NearestAnswer, NearestRequest, Registered, SupernodeEntry};
-use service::http::{ApiFailure, BodyLimits, Call, Response, Routes, empty, json};
+use service::http::{ApiFailure, BodyLimits, Call, Response, Routes, client_address, empty, json};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -20,8 +18,6 @@ use crate::nearest::Whereabouts;
 const ADDRESSES_MAX: usize = 64;
 /// Bytes of a data centre's, location's or host's name.
 const NAME_BYTES_MAX: usize = 256;
-/// Proxies in a row.
-const FORWARDED_MAX: usize = 32;
 
 pub(crate) fn routes(state: &Arc<State>, limits: BodyLimits) -> Routes {
     let (nearest_state, clusters_state, register_state, leave_state) =
@@ -52,8 +48,8 @@ async fn nearest(state: Arc<State>, mut call: Call) -> Result<Response, ApiFailu
     }
     let config = Arc::clone(&state.config.lock());
     let mut addresses = request.addresses;
-    addresses
-        .extend(call.peer.and_then(|peer| peer.ip()).map(|peer| client(peer, &call.headers, &config.trusted_proxies)));
+    let peer = call.peer.and_then(|peer| peer.ip());
+    addresses.extend(peer.map(|peer| client_address(peer, &call.headers, &config.trusted_proxies)));
     let host = Whereabouts { addresses, idc: request.idc, location: request.location };
     let now = Instant::now();
     let answer = {
@@ -110,49 +106,4 @@ fn refused(reason: Refused) -> ApiFailure {
         Refused::Full => Kind::Conflict,
     };
     ApiFailure::new(kind, reason.to_string())
-}
-
-/// The address a request comes from: the peer's, or, when the peer is a proxy we trust, the last one before it that is none.
-fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let trusts = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
-    let mut client = peer;
-    if !trusts(&client) {
-        return client;
-    }
-    let lines: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|line| line.to_str().ok()).collect();
-    for hop in lines.iter().rev().flat_map(|line| line.rsplit(',')).take(FORWARDED_MAX) {
-        // What no longer parses was not written by a proxy we trust.
-        let Ok(address) = hop.trim().parse::<IpAddr>() else { break };
-        client = address.to_canonical();
-        if !trusts(&client) {
-            break;
-        }
-    }
-    client
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn forwarded_for() {
-        let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        let trusted = ["10.0.0.0/8".parse().unwrap()];
-        for (peer, lines, expected) in [
-            ("192.0.2.1", vec!["1.1.1.1"], "192.0.2.1"),
-            ("10.0.0.1", vec![], "10.0.0.1"),
-            ("10.0.0.1", vec!["1.1.1.1"], "1.1.1.1"),
-            ("10.0.0.1", vec!["6.6.6.6, 1.1.1.1, 10.0.0.2"], "1.1.1.1"),
-            ("10.0.0.1", vec!["6.6.6.6", "1.1.1.1"], "1.1.1.1"),
-            ("10.0.0.1", vec!["1.1.1.1, nonsense, 10.0.0.2"], "10.0.0.2"),
-            ("10.0.0.1", vec!["::ffff:1.1.1.1"], "1.1.1.1"),
-        ] {
-            let mut headers = HeaderMap::new();
-            for line in &lines {
-                headers.append("x-forwarded-for", line.parse().unwrap());
-            }
-            assert_eq!(client(address(peer), &headers, &trusted), address(expected), "{peer} {lines:?}");
-        }
-    }
 }

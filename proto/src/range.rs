@@ -100,14 +100,21 @@ impl fmt::Display for ByteRange {
 // === impl RangeHeader ===
 
 impl RangeHeader {
+    /// What stands after `bytes=`; the names of units are case-insensitive (RFC 9110 section 14.1).
+    #[must_use]
+    pub fn set_of(text: &str) -> Option<&str> {
+        let (unit, set) = text.trim().split_once('=')?;
+        unit.eq_ignore_ascii_case("bytes").then_some(set)
+    }
+
     /// Reads a `Range` header. A unit other than bytes, or anything malformed, is an error, on which
     /// RFC 9110 tells a server to ignore the header and send the whole.
     ///
     /// # Errors
     /// When the text is not a set of byte ranges, or names more than 16.
     pub fn parse(text: &str) -> Result<Self, InvalidRange> {
-        let set = text.trim().strip_prefix("bytes=").ok_or(InvalidRange)?;
-        let specs = set
+        let specs = Self::set_of(text)
+            .ok_or(InvalidRange)?
             .split(',')
             .map(str::trim)
             .filter(|spec| !spec.is_empty())

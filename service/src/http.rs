@@ -10,6 +10,7 @@
 mod connection;
 mod edge;
 mod listener;
+mod proxies;
 mod routes;
 mod sendfile;
 mod server;
@@ -17,6 +18,7 @@ mod server;
 pub use connection::serve_stream;
 pub use edge::{Readiness, service, standard};
 pub use listener::{InvalidListenAddr, ListenAddr, Listener, Peer};
+pub use proxies::client_address;
 pub use routes::{ApiFailure, BodyLimits, Call, Response, Routes, empty, json};
 pub use sendfile::{Chunk, FileChunk, Meter, SendFile};
 pub use server::{HttpLimits, HttpMetrics, Server};

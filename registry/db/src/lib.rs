@@ -73,4 +73,4 @@ pub use manifest::{
 };
 pub use removal::Removal;
 pub use restore::{Restored, RestoredBlob, RestoredManifest, RestoredTag};
-pub use upload::{CheckpointError, UploadRow, UploadStatus};
+pub use upload::{CheckpointError, Follows, OpenUploads, UploadRow, UploadStatus};

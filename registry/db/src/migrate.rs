@@ -1,6 +1,7 @@
 //! The tables, and how they came about. Forward only.
 
 mod m0001_tables;
+mod m0002_upload_clients;
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_tables::Migration)]
+        vec![Box::new(m0001_tables::Migration), Box::new(m0002_upload_clients::Migration)]
     }
 
     fn migration_table_name() -> DynIden {

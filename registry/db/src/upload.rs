@@ -39,6 +39,29 @@ pub struct UploadRow {
     pub updated_ms: i64,
 }
 
+/// What a checkpoint follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Follows<'a> {
+    /// Nothing: the upload becomes an open one, if its client has fewer than `most`. Without a client nobody counts.
+    Nothing {
+        /// Whose upload it is; at most 64 characters.
+        client: Option<&'a str>,
+        /// Open uploads the client may have.
+        most: u64,
+    },
+    /// The checkpoint of this version.
+    Version(i64),
+}
+
+/// Uploads that can be continued.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenUploads {
+    /// All of them.
+    pub count: u64,
+    /// Clients that may not have more.
+    pub full: HashSet<String>,
+}
+
 /// A checkpoint was not saved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,6 +69,9 @@ pub enum CheckpointError {
     /// Somebody else has changed or ended the upload.
     #[error("another request has changed the upload")]
     Conflict,
+    /// The client has as many open uploads as it may have.
+    #[error("the client has too many unfinished uploads")]
+    TooMany,
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -77,41 +103,51 @@ impl UploadRow {
 }
 
 impl Db {
-    /// Saves how far an upload is, durable. `expected_version` is that of the row it was read from, `None` for the first.
-    /// Returns the new version.
+    /// Saves how far an upload is, durable. Returns the new version.
+    ///
+    /// Two processes that count at the same moment may each find room for one more; one process alone does not.
     ///
     /// # Errors
-    /// When the row has another version or is not open, or the database fails.
+    /// When the row has another version or is not open, the client has too many, or the database fails.
     pub async fn save_checkpoint(
         &self,
         id: UploadId,
         repository: &RepositoryName,
         state: &str,
         offset: u64,
-        expected_version: Option<i64>,
+        follows: Follows<'_>,
         now_ms: i64,
     ) -> Result<i64, CheckpointError> {
         let id = id.to_string();
         let id = &id;
-        let saved = self
-            .transact(|run: Run| async move {
-                let run = &run;
-                if let Some(version) = expected_version {
+        self.transact(|run: Run| async move {
+            let run = &run;
+            let (saved, version) = match follows {
+                Follows::Version(version) => {
                     let text = sql!(
                         "update uploads set state = ?, offset_bytes = ?, version = ?, updated_at = ? \
                          where id = ? and version = ? and status = 0"
                     );
                     let values = values![state, db_size(offset), version + 1, now_ms, id.as_str(), version];
-                    return Ok(run.execute(text, values).await? > 0);
+                    (run.execute(text, values).await? > 0, version + 1)
                 }
-                let text = sql!(
-                    "insert into uploads (id, repository, state, offset_bytes, version, status, updated_at) \
-                     values (?, ?, ?, ?, 1, 0, ?) on conflict do nothing"
-                );
-                run.insert_new(text, values![id.as_str(), repository.as_str(), state, db_size(offset), now_ms]).await
-            })
-            .await?;
-        if saved { Ok(expected_version.unwrap_or(0) + 1) } else { Err(CheckpointError::Conflict) }
+                Follows::Nothing { client, most } => {
+                    if let Some(client) = client
+                        && count_open(run, client).await? >= most
+                    {
+                        return Ok(Err(CheckpointError::TooMany));
+                    }
+                    let text = sql!(
+                        "insert into uploads (id, repository, client, state, offset_bytes, version, status, updated_at) \
+                         values (?, ?, ?, ?, ?, 1, 0, ?) on conflict do nothing"
+                    );
+                    let values = values![id.as_str(), repository.as_str(), client, state, db_size(offset), now_ms];
+                    (run.insert_new(text, values).await?, 1)
+                }
+            };
+            Ok(if saved { Ok(version) } else { Err(CheckpointError::Conflict) })
+        })
+        .await?
     }
 
     /// The row of an upload; `None` is a fresh one, or one that does not exist. One that is a blob now has no row of its own any
@@ -222,17 +258,23 @@ impl Db {
         .await
     }
 
-    /// Uploads that can be continued.
+    /// Counts the uploads that can be continued; a client with `most` of them is full.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn open_uploads(&self) -> Result<u64, DbError> {
+    pub async fn open_uploads(&self, most: u64) -> Result<OpenUploads, DbError> {
         self.read(|run: Run| async move {
             let run = &run;
-            match run.one(sql!("select count(*) from uploads where status = 0"), Vec::new()).await? {
-                Some(row) => row.size(0),
-                None => Ok(0),
+            let text = sql!("select client, count(*) from uploads where status = 0 group by client");
+            let mut open = OpenUploads::default();
+            for row in run.all(text, Vec::new()).await? {
+                let count = row.size(1)?;
+                open.count += count;
+                if count >= most {
+                    open.full.extend(row.text_option(0)?);
+                }
             }
+            Ok(open)
         })
         .await
     }
@@ -256,6 +298,11 @@ impl Db {
         })
         .await
     }
+}
+
+async fn count_open(run: &Run, client: &str) -> Result<u64, Fault> {
+    let text = sql!("select count(*) from uploads where client = ? and status = 0");
+    run.one(text, values![client]).await?.map_or(Ok(0), |row| row.size(0))
 }
 
 async fn find(run: &Run, id: UploadId, lock: &str) -> Result<Option<UploadRow>, Fault> {

@@ -56,6 +56,7 @@ suite! {
         lists_of_many_are_quick;
     uploads:
         checkpoints_have_versions,
+        each_client_has_so_many,
         a_cancelled_upload_stays_cancelled,
         uploads_expire,
         settings_are_the_same_for_all;

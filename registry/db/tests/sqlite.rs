@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use db::{Db, DbConfig, DbError};
 use service::Redacted;
 
-use crate::servers::raw_sql;
+use crate::servers::{older_tables_are_taken, raw_sql};
 use crate::support::*;
 
 fn config(folder: &std::path::Path) -> DbConfig {
@@ -57,6 +57,12 @@ fn others_may_look_while_it_is_owned() {
         let error = Db::connect_to_read(&config).await.unwrap_err();
         assert!(matches!(error, DbError::TooOld), "{error:?}");
     });
+}
+
+#[test]
+fn an_older_file_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(older_tables_are_taken(&config(folder.path())));
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use db::{
-    BlobCommit, ChangeId, Collected, Db, DbConfig, DeleteManifest, DeletedManifest, ManifestPut, NewBlob, NewManifest,
-    PutManifestError, RepositoryId,
+    BlobCommit, ChangeId, Collected, Db, DbConfig, DeleteManifest, DeletedManifest, Follows, ManifestPut, NewBlob,
+    NewManifest, PutManifestError, RepositoryId,
 };
 use harness::{Host, MariaDb, Postgres, Run};
 use oci::upload::UploadId;
@@ -45,6 +45,9 @@ enum Program {
 
 /// Leases last so long in these tests.
 pub(crate) const LEASE_MS: i64 = 1000;
+
+/// The first checkpoint of an upload that is nobody's.
+pub(crate) const FIRST: Follows<'static> = Follows::Nothing { client: None, most: 1 };
 
 /// Runs a case on an empty database.
 pub(crate) fn run(kind: Kind, case: impl AsyncFn(&Ground)) {

@@ -44,9 +44,7 @@ fn is_reversed(header: &str) -> bool {
         let number = || text.parse::<u64>().unwrap_or(u64::MAX);
         (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(number)
     };
-    header
-        .trim()
-        .strip_prefix("bytes=")
+    RangeHeader::set_of(header)
         .and_then(|range| range.split_once('-'))
         .and_then(|(first, last)| Some(digits(first)? > digits(last)?))
         .unwrap_or(false)
@@ -87,6 +85,8 @@ mod tests {
         assert_eq!(select(Some("bytes=-0"), 10), Selection::Unsatisfiable);
         assert_eq!(select(Some("bytes=10-"), 10), Selection::Unsatisfiable);
         assert_eq!(select(Some("bytes=9-9"), 10), part(9, 10));
+        assert_eq!(select(Some("Bytes=9-9"), 10), part(9, 10));
+        assert_eq!(select(Some("BYTES=5-1"), 10), Selection::Unsatisfiable);
     }
 
     #[test]

@@ -11,4 +11,6 @@ mod session;
 pub use content_range::{ContentRange, InvalidContentRange, range_header};
 pub use id::{InvalidUploadId, UploadId};
 pub use key::UploadKey;
-pub use session::{Cancelled, Chunk, Committed, DigestMismatch, Open, Receiving, Refused, Upload, Verified};
+pub use session::{
+    Cancelled, Chunk, Committed, DigestMismatch, Open, Receiving, Refused, Upload, UploadLimits, Verified,
+};

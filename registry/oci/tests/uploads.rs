@@ -1,6 +1,6 @@
 //! What holds for all uploads.
 
-use oci::upload::{ContentRange, Receiving, Refused, Upload, UploadId};
+use oci::upload::{ContentRange, Receiving, Refused, Upload, UploadId, UploadLimits};
 use oci::{Algorithm, Digest, RepositoryName};
 use proptest::prelude::*;
 
@@ -34,17 +34,20 @@ proptest! {
     /// Whatever requests come, in whatever order: the bytes are a prefix of the content without gap or overlap, never
     /// more than the limit, and only the right digest ends it.
     #[test]
-    fn uploads_hold_what_was_sent(requests in proptest::collection::vec(request(), 0..25), limit in 0u64..60) {
+    fn uploads_hold_what_was_sent(
+        requests in proptest::collection::vec(request(), 0..25), limit in 0u64..60, most in 0u64..60,
+    ) {
         let (repository, id): (RepositoryName, _) = ("a/b".parse().expect("a name"), UploadId::new(1, [0; 10]));
+        let limits = UploadLimits { size_bytes_max: limit, chunk_bytes_max: most };
         // What the store keeps between requests.
         let mut durable: Vec<u8> = Vec::new();
-        let mut upload: Upload<Receiving> = Upload::new(repository.clone(), id, limit).receive();
+        let mut upload: Upload<Receiving> = Upload::new(repository.clone(), id, limits).receive();
         for request in requests {
             let offset = upload.offset();
             prop_assert_eq!(offset, durable.len() as u64);
             prop_assert!(offset <= limit);
             // Another process may go on from what is durable.
-            let resume = || Upload::resume(repository.clone(), id, limit, offset).expect("within the limit");
+            let resume = || Upload::resume(repository.clone(), id, limits, offset).expect("within the limit");
             match request {
                 Request::Chunk { range, length, parts, breaks } => {
                     let range = range.and_then(|(shift, len)| {
@@ -56,9 +59,10 @@ proptest! {
                     let differ = range.is_some_and(|range| length.is_some_and(|length| length != range.len()));
                     let announced = length.or_else(|| range.map(ContentRange::len));
                     let too_large = announced.is_some_and(|announced| offset + announced > limit);
+                    let chunk_too_large = announced.is_some_and(|announced| announced > most);
                     let mut chunk = match upload.begin(range, length) {
                         Ok(chunk) => {
-                            prop_assert!(in_order && !differ && !too_large);
+                            prop_assert!(in_order && !differ && !too_large && !chunk_too_large);
                             chunk
                         }
                         Err(refused) => {
@@ -66,6 +70,7 @@ proptest! {
                                 Refused::OutOfOrder { .. } => !in_order && refused.status() == 416,
                                 Refused::LengthDiffers { .. } => in_order && differ,
                                 Refused::TooLarge { .. } => too_large,
+                                Refused::ChunkTooLarge { .. } => chunk_too_large,
                                 _ => false,
                             };
                             prop_assert!(why, "{refused:?}");
@@ -82,6 +87,7 @@ proptest! {
                                 let why = match refused {
                                     Refused::TooLong { announced } => part > announced - taken,
                                     Refused::TooLarge { .. } => part > limit - offset - taken,
+                                    Refused::ChunkTooLarge { .. } => part > most - taken,
                                     _ => false,
                                 };
                                 prop_assert!(why, "{refused:?}");

@@ -1,7 +1,6 @@
 //! A running registry: what all requests share, its listeners, and its work in the background.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -23,6 +22,7 @@ use crate::cache::Cache;
 use crate::config::{Config, GcConfig};
 use crate::http::{Failure, Registry};
 use crate::metrics::RegistryMetrics;
+use crate::open::OpenUploads;
 use crate::sessions::Sessions;
 use crate::upkeep;
 
@@ -43,13 +43,13 @@ pub(crate) struct App {
     pub(crate) access: Access,
     pub(crate) upload_key: UploadKey,
     pub(crate) active: ActiveUploads,
+    pub(crate) open: OpenUploads,
     /// Uploads that are worked on in this process.
     pub(crate) sessions: Sessions,
     pub(crate) metrics: RegistryMetrics,
     /// Requests that change something, which end in their own time.
     pub(crate) changing: TaskTracker,
     gc: RwLock<GcConfig>,
-    open_uploads: AtomicU64,
     /// There is something to remove.
     removals: Notify,
 }
@@ -81,10 +81,10 @@ impl App {
             gc: RwLock::new(config.gc.clone()),
             upload_key: UploadKey::new(bytes),
             active: ActiveUploads::default(),
+            open: OpenUploads::default(),
             sessions: Sessions::default(),
             changing: TaskTracker::new(),
             metrics: RegistryMetrics::new(metrics),
-            open_uploads: AtomicU64::new(0),
             removals: Notify::new(),
             access,
             store,
@@ -127,16 +127,6 @@ impl App {
     pub(crate) fn is_expired(&self, id: UploadId) -> bool {
         let expiry = u64::try_from(self.config.uploads.expiry.as_millis()).unwrap_or(u64::MAX);
         id.created_ms().saturating_add(expiry) < self.now_ms().unsigned_abs()
-    }
-
-    /// Unfinished uploads of all clients, as of a moment ago.
-    pub(crate) fn open_uploads(&self) -> u64 {
-        self.open_uploads.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_open_uploads(&self, count: u64) {
-        self.open_uploads.store(count, Ordering::Relaxed);
-        self.metrics.uploads_open.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn manifest_limits(&self) -> ManifestLimits {

@@ -73,6 +73,8 @@ pub struct AuthConfig {
 pub struct UploadConfig {
     /// Most bytes of a blob.
     pub max_size: ByteSize,
+    /// Most bytes of one request's body; many clients send a whole layer in one.
+    pub max_chunk: ByteSize,
     /// A client that sends nothing for this time is cut off.
     #[serde(with = "service::config::duration")]
     pub stall_timeout: Duration,
@@ -83,7 +85,9 @@ pub struct UploadConfig {
     pub checkpoint_every: ByteSize,
     /// Uploads that one client may send at a time.
     pub max_active_per_client: u32,
-    /// Unfinished uploads of all clients.
+    /// Unfinished uploads of one client of which something is kept.
+    pub max_open_per_client: u64,
+    /// Those of all clients.
     pub max_open: u64,
 }
 
@@ -186,10 +190,12 @@ impl Default for UploadConfig {
     fn default() -> Self {
         Self {
             max_size: ByteSize::gib(1024),
+            max_chunk: ByteSize::gib(1024),
             stall_timeout: Duration::from_secs(60),
             expiry: Duration::from_secs(24 * 3600),
             checkpoint_every: ByteSize::mib(256),
             max_active_per_client: 256,
+            max_open_per_client: 1000,
             max_open: 100_000,
         }
     }
@@ -298,11 +304,13 @@ impl Validate for AuthConfig {
 impl Validate for UploadConfig {
     fn validate(&self, problems: &mut Problems) {
         problems.check(self.max_size.as_u64() > 0, "max_size", "must be above zero");
+        problems.check(self.max_chunk.as_u64() > 0, "max_chunk", "must be above zero");
         for (name, value) in [("stall_timeout", self.stall_timeout), ("expiry", self.expiry)] {
             problems.check(value >= Duration::from_secs(1), name, "must be at least 1s");
         }
         problems.check(self.checkpoint_every >= ByteSize::mib(1), "checkpoint_every", "must be at least 1MiB");
         problems.check(self.max_active_per_client > 0, "max_active_per_client", "must be above zero");
+        problems.check(self.max_open_per_client > 0, "max_open_per_client", "must be above zero");
         problems.check(self.max_open > 0, "max_open", "must be above zero");
     }
 }

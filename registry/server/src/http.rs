@@ -16,9 +16,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::header::{ALLOW, CONTENT_LENGTH};
+use ::http::header::{ALLOW, CONTENT_LENGTH, HOST};
 use ::http::request::Parts;
-use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use oci::route::{self, Route};
@@ -27,6 +27,7 @@ use service::http::{Peer, SendFile};
 
 use crate::access::{Action, Caller};
 use crate::app::App;
+use crate::client::Client;
 pub(crate) use body::Body;
 pub(crate) use failure::Failure;
 use log::{Asked, Logged};
@@ -47,6 +48,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Call {
     pub(crate) parts: Parts,
     pub(crate) peer: Option<Peer>,
+    /// Who is counted for it.
+    pub(crate) client: Option<Client>,
     pub(crate) caller: Caller,
 }
 
@@ -74,12 +77,14 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Logged>
     let asked = app.config.access_log.then(|| Asked::new(&parts, peer, started));
     let mut caller = None;
     let (operation, answer) = match route::parse(parts.uri.path()) {
+        _ if !has_host(&parts) => ("none", Err(no_host())),
         Ok(route) => {
             let operation = operation(&parts.method, &route);
             match app.access.caller(&parts.headers).await {
                 Ok(named) => {
                     caller = Some(named.clone());
-                    let call = Call { parts, peer, caller: named };
+                    let client = Client::of(peer, &parts.headers, &app.config.trusted_proxies);
+                    let call = Call { parts, peer, client, caller: named };
                     (operation, answer(app, call, route, incoming).await)
                 }
                 Err(refusal) => (operation, Err(refusal.into())),
@@ -109,6 +114,15 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Logged>
     Logged::answer(response, asked, caller, code)
 }
 
+/// Whether it says once for which host it is, as HTTP/1.1 demands (RFC 9112 section 3.2).
+fn has_host(parts: &Parts) -> bool {
+    parts.version != Version::HTTP_11 || parts.headers.get_all(HOST).iter().count() == 1
+}
+
+fn no_host() -> Failure {
+    Failure::with_status(400, ErrorCode::Unsupported, "a request of HTTP/1.1 has one Host header")
+}
+
 /// Reads are answered where they came in. What changes something runs in a task of its own: a client that goes away must not
 /// end it between two steps that belong together.
 async fn answer(app: &Arc<App>, call: Call, route: Route, mut incoming: Incoming) -> Answer {
@@ -118,7 +132,7 @@ async fn answer(app: &Arc<App>, call: Call, route: Route, mut incoming: Incoming
     let task = Arc::clone(app);
     let task = app.changing.spawn(async move {
         let answer = Box::pin(change(&task, &call, &route, &mut incoming)).await;
-        if answer.is_err() {
+        if answer.as_ref().is_err_and(|failure| !failure.is_silence()) {
             drain(incoming).await;
         }
         answer

@@ -54,8 +54,11 @@ async fn health(app: Arc<App>, readiness: Readiness) {
                 set(&app.metrics.links_leased, backlog.links_leased);
                 set(&app.metrics.removals, backlog.removals);
                 set(&app.metrics.removal_bytes, backlog.removal_bytes);
-                match app.db.open_uploads().await {
-                    Ok(count) => app.set_open_uploads(count),
+                match app.db.open_uploads(app.config.uploads.max_open_per_client).await {
+                    Ok(open) => {
+                        set(&app.metrics.uploads_open, open.count);
+                        app.open.counted(open);
+                    }
                     Err(error) => tracing::warn!(%error, "unfinished uploads cannot be counted"),
                 }
             }

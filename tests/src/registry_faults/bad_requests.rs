@@ -10,9 +10,9 @@ use harness::Run;
 
 use super::{
     bad_clients::{CUT_OFF, MIB, STRICT},
-    content::{Blob, IMAGE, INDEX, Manifest},
-    http::Connection,
-    site::Site,
+    content::{Blob, IMAGE, INDEX, Manifest, location},
+    http::{Client, Connection},
+    site::{Database, Servers, Site, Storage},
 };
 use crate::{
     faults_data::probe::{self, SETTLE, disk_usage, wait_until},
@@ -26,6 +26,11 @@ pub(super) fn cases() -> Vec<Case> {
         anywhere("registry clients: manifests nested 100 deep, of 4 MiB, of 4 MiB and a byte", manifests),
         anywhere("registry clients: headers that come too slowly, are too long, or none", headers),
         anywhere("registry clients: too many uploads at a time: 429, and room when they have ended", too_many),
+        anywhere(
+            "registry clients: too many unfinished uploads of one client: 429, and others may begin",
+            too_many_of_one,
+        ),
+        anywhere("registry clients: a request above its limit: 413, and the upload goes on in smaller ones", too_much),
     ]
 }
 
@@ -274,6 +279,11 @@ fn headers(run: &Run) -> CaseResult {
             ensure!(response.status == 400, "{garbage:?}: {}", response.told());
         }
     }
+    for hosts in ["", "host: a\r\nhost: b\r\n"] {
+        let mut connection = Connection::open(addr)?;
+        connection.write(format!("GET /v2/ HTTP/1.1\r\n{hosts}\r\n").as_bytes())?;
+        connection.response_within(CUT_OFF, false)?.refuses(400, "UNSUPPORTED", &format!("hosts: {hosts:?}"))?;
+    }
     // Others were served all the while.
     let mut client = site.client();
     client.get("/v2/")?.is(200, "the next one")?;
@@ -346,6 +356,103 @@ fn too_many(run: &Run) -> CaseResult {
         Ok(client.ask("POST", "/v2/a/b/blobs/uploads/", &[], &[])?.status == 202)
     })?;
     site.wait_no_uploads()?;
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+/// Unfinished uploads one client may have.
+const OPEN_OF_ONE: usize = 3;
+
+fn too_many_of_one(run: &Run) -> CaseResult {
+    let keys = "trusted_proxies = [\"127.0.0.0/8\"]\n";
+    let limits = format!("[uploads]\nmax_open_per_client = {OPEN_OF_ONE}\n");
+    for database in [Database::Sqlite, Database::MariaDb, Database::Postgres] {
+        let servers = Servers::start(run, database, Storage::Files)?;
+        let config = servers.config("", "", &limits);
+        let mut site = Site::start(run, servers, 1, &format!("{keys}{config}"))?;
+        let mut client = site.client();
+        let from = |address: &'static str| [("x-forwarded-for", address)];
+        let send = |client: &mut Client, address, bytes: &[u8]| {
+            let upload = client.begin("a/b")?;
+            Ok::<_, anyhow::Error>((client.ask("PATCH", &upload, &from(address), bytes)?, upload))
+        };
+        let mut open = Vec::new();
+        for _ in 0..OPEN_OF_ONE {
+            let (response, upload) = send(&mut client, "192.0.2.1", b"xx")?;
+            response.is(202, "a chunk")?;
+            open.push(upload);
+        }
+        // Without a byte nothing is kept, and nobody counts.
+        send(&mut client, "192.0.2.1", b"")?.0.is(202, "no bytes")?;
+        let (refused, upload) = send(&mut client, "192.0.2.1", b"xx")?;
+        refused.refuses(429, "TOOMANYREQUESTS", "one more")?;
+        ensure!(refused.header("retry-after").is_some(), "no Retry-After");
+        ensure!(client.offset(&upload)? == 0, "something is kept of what was refused");
+        let (response, others) = send(&mut client, "192.0.2.2", b"xx")?;
+        response.is(202, "another client's")?;
+        // After a moment it is told before it sends anything.
+        wait_until("no more uploads are begun", SETTLE, || {
+            let response = client.ask("POST", "/v2/a/b/blobs/uploads/", &from("192.0.2.1"), &[])?;
+            if response.status == 202 {
+                return Ok(false);
+            }
+            response.refuses(429, "TOOMANYREQUESTS", "one more upload")?;
+            Ok(true)
+        })?;
+        client.begin("a/b").context("another client")?;
+        // What it has goes on, and a push in one request keeps nothing.
+        let blob = Blob::random(100, 660);
+        let first = open.remove(0);
+        client.ask("PATCH", &first, &from("192.0.2.1"), b"yy")?.is(202, "it goes on")?;
+        let path = format!("/v2/a/b/blobs/uploads/?digest={}", blob.digest);
+        client.ask("POST", &path, &from("192.0.2.1"), &blob.bytes)?.is(201, "a push in one request")?;
+        client.ask("DELETE", &first, &[], &[])?.is(204, "cancel")?;
+        wait_until("there is room again", SETTLE, || {
+            let response = client.ask("POST", "/v2/a/b/blobs/uploads/", &from("192.0.2.1"), &[])?;
+            if response.status != 202 {
+                return Ok(false);
+            }
+            let upload = location(&response)?;
+            client.ask("PATCH", &upload, &from("192.0.2.1"), b"xx")?.is(202, "in its place")?;
+            open.push(upload);
+            Ok(true)
+        })?;
+        for upload in open.iter().chain([&others]) {
+            client.ask("DELETE", upload, &[], &[])?.is(204, "cancel")?;
+        }
+        site.wait_no_uploads()?;
+        site.fsck(&["--deep"])?.is_clean()?;
+    }
+    Ok(Outcome::Passed)
+}
+
+fn too_much(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, "[uploads]\nmax_size = \"3MiB\"\nmax_chunk = \"1MiB\"\n")?;
+    let mut client = site.client();
+    let blob = Blob::random(3 * MIB, 670);
+    let upload = client.begin("a/b")?;
+    client.patch(&upload, 0, &blob.bytes[..MIB])?.is(202, "just so much")?;
+    client.patch(&upload, MIB, &blob.bytes[MIB..2 * MIB + 1])?.refuses(413, "SIZE_INVALID", "a byte more")?;
+    // Not said beforehand.
+    let mut connection = Connection::open(site.registries[0].addr())?;
+    connection.head("PATCH", &upload, &[("transfer-encoding", "chunked")])?;
+    connection.chunk(&blob.bytes[MIB..2 * MIB])?;
+    connection.chunk(b"x")?;
+    connection.response_within(CUT_OFF, false)?.refuses(413, "SIZE_INVALID", "a byte more")?;
+    let path = format!("/v2/a/b/blobs/uploads/?digest={}", blob.digest);
+    client.ask("POST", &path, &[], &blob.bytes)?.refuses(413, "SIZE_INVALID", "a push in one request")?;
+    ensure!(client.offset(&upload)? == MIB as u64, "what was refused is kept");
+    client.finish(&upload, &blob.digest, &blob.bytes[MIB..])?.refuses(413, "SIZE_INVALID", "a large end")?;
+    client.patch(&upload, MIB, &blob.bytes[MIB..2 * MIB])?.is(202, "the next one")?;
+    client.finish(&upload, &blob.digest, &blob.bytes[2 * MIB..])?.is(201, "the end")?;
+    client.pulls_blob("a/b", &blob)?;
+    // The whole blob has a limit of its own.
+    let upload = client.begin("a/b")?;
+    for at in 0..3 {
+        client.patch(&upload, at * MIB, &blob.bytes[at * MIB..(at + 1) * MIB])?.is(202, "a chunk")?;
+    }
+    client.patch(&upload, 3 * MIB, b"x")?.refuses(413, "SIZE_INVALID", "a byte more")?;
+    client.ask("DELETE", &upload, &[], &[])?.is(204, "cancel")?;
     site.fsck(&["--deep"])?.is_clean()?;
     Ok(Outcome::Passed)
 }

@@ -38,7 +38,7 @@ pub(crate) async fn a_digest_that_is_there_keeps_its_first_bytes(ground: &Ground
 
 pub(crate) async fn committing_again_is_harmless(ground: &Ground) {
     let db = &ground.db;
-    db.save_checkpoint(key(1), &repository("a"), "state", 3, None, 4).await.unwrap();
+    db.save_checkpoint(key(1), &repository("a"), "state", 3, FIRST, 4).await.unwrap();
     let first = stored(push_blob(db, "a", "one", 1, 5).await);
     let over = db.upload(key(1)).await.unwrap().map(|row| row.status);
     assert_eq!(over, Some(db::UploadStatus::Finished), "the upload is over, for every process");

@@ -2,20 +2,20 @@
 
 use std::collections::HashSet;
 
-use db::{BlobCommit, CheckpointError, UploadRow, UploadStatus};
+use db::{BlobCommit, CheckpointError, Follows, OpenUploads, UploadRow, UploadStatus};
 
 use crate::support::*;
 
 pub(crate) async fn checkpoints_have_versions(ground: &Ground) {
     let (db, a) = (&ground.db, repository("a"));
     assert_eq!(db.upload(key(1)).await.unwrap(), None);
-    assert_eq!(db.save_checkpoint(key(1), &a, "one", 10, None, 5).await.unwrap(), 1);
+    assert_eq!(db.save_checkpoint(key(1), &a, "one", 10, FIRST, 5).await.unwrap(), 1);
     let conflict = |result| matches!(result, Err(CheckpointError::Conflict));
-    assert!(conflict(db.save_checkpoint(key(1), &a, "x", 11, None, 6).await), "there is one already");
-    assert!(conflict(db.save_checkpoint(key(1), &a, "x", 11, Some(2), 6).await), "another version");
+    assert!(conflict(db.save_checkpoint(key(1), &a, "x", 11, FIRST, 6).await), "there is one already");
+    assert!(conflict(db.save_checkpoint(key(1), &a, "x", 11, Follows::Version(2), 6).await), "another version");
     // As long as ten thousand parts of an object storage.
     let long = "ü".repeat(700_000);
-    assert_eq!(db.save_checkpoint(key(1), &a, &long, 20, Some(1), 7).await.unwrap(), 2);
+    assert_eq!(db.save_checkpoint(key(1), &a, &long, 20, Follows::Version(1), 7).await.unwrap(), 2);
     let row = db.upload(key(1)).await.unwrap().unwrap();
     let expected = UploadRow {
         id: key(1),
@@ -27,25 +27,47 @@ pub(crate) async fn checkpoints_have_versions(ground: &Ground) {
         updated_ms: 7,
     };
     assert_eq!(row, expected);
-    assert!(conflict(db.save_checkpoint(key(2), &a, "x", 1, Some(1), 8).await), "there is none");
-    assert_eq!(db.open_uploads().await.unwrap(), 1);
+    assert!(conflict(db.save_checkpoint(key(2), &a, "x", 1, Follows::Version(1), 8).await), "there is none");
+    assert_eq!(db.open_uploads(9).await.unwrap().count, 1);
+}
+
+pub(crate) async fn each_client_has_so_many(ground: &Ground) {
+    let (db, a) = (&ground.db, repository("a"));
+    let save = |number, client| db.save_checkpoint(key(number), &a, "x", 1, Follows::Nothing { client, most: 2 }, 5);
+    for (number, client) in
+        [(1, Some("192.0.2.1")), (2, Some("192.0.2.1")), (3, Some("192.0.2.2")), (4, None), (5, None), (6, None)]
+    {
+        assert_eq!(save(number, client).await.unwrap(), 1);
+    }
+    assert!(matches!(save(7, Some("192.0.2.1")).await, Err(CheckpointError::TooMany)));
+    assert_eq!(db.upload(key(7)).await.unwrap(), None);
+    let open = OpenUploads { count: 6, full: ["192.0.2.1".to_owned()].into() };
+    assert_eq!(db.open_uploads(2).await.unwrap(), open);
+    // What it has may go on, and what has ended does not count.
+    assert_eq!(db.save_checkpoint(key(1), &a, "y", 2, Follows::Version(1), 6).await.unwrap(), 2);
+    db.cancel_upload(key(1), &a, 7).await.unwrap();
+    push_blob(db, "a", "two", 2, 7).await;
+    for number in [7, 8] {
+        assert_eq!(save(number, Some("192.0.2.1")).await.unwrap(), 1);
+    }
+    assert!(matches!(save(9, Some("192.0.2.1")).await, Err(CheckpointError::TooMany)));
 }
 
 pub(crate) async fn a_cancelled_upload_stays_cancelled(ground: &Ground) {
     let (db, a) = (&ground.db, repository("a"));
-    db.save_checkpoint(key(1), &a, "one", 10, None, 5).await.unwrap();
+    db.save_checkpoint(key(1), &a, "one", 10, FIRST, 5).await.unwrap();
     let before = db.cancel_upload(key(1), &a, 6).await.unwrap().unwrap();
     assert_eq!((before.state.as_str(), before.status), ("one", UploadStatus::Open));
     let row = db.upload(key(1)).await.unwrap().unwrap();
     assert_eq!((row.state.as_str(), row.status, row.updated_ms), ("one", UploadStatus::Cancelled, 6));
-    let late = db.save_checkpoint(key(1), &a, "two", 20, Some(1), 7).await;
+    let late = db.save_checkpoint(key(1), &a, "two", 20, Follows::Version(1), 7).await;
     assert!(matches!(late, Err(CheckpointError::Conflict)));
     // A fresh id has no row before; it has one afterwards.
     assert_eq!(db.cancel_upload(key(2), &a, 6).await.unwrap(), None);
-    assert!(matches!(db.save_checkpoint(key(2), &a, "x", 1, None, 7).await, Err(CheckpointError::Conflict)));
+    assert!(matches!(db.save_checkpoint(key(2), &a, "x", 1, FIRST, 7).await, Err(CheckpointError::Conflict)));
     assert_eq!(db.cancel_upload(key(2), &a, 8).await.unwrap().unwrap().status, UploadStatus::Cancelled);
     assert_eq!(push_blob(db, "a", "two", 2, 9).await, BlobCommit::Over);
-    assert_eq!(db.open_uploads().await.unwrap(), 0);
+    assert_eq!(db.open_uploads(9).await.unwrap().count, 0);
     // What is a blob already is not cancelled by that.
     push_blob(db, "a", "three", 3, 9).await;
     db.cancel_upload(key(3), &a, 10).await.unwrap();
@@ -55,7 +77,7 @@ pub(crate) async fn a_cancelled_upload_stays_cancelled(ground: &Ground) {
 pub(crate) async fn uploads_expire(ground: &Ground) {
     let (db, a) = (&ground.db, repository("a"));
     for number in 1..=4 {
-        db.save_checkpoint(key(number), &a, "state", number, None, 10 * number as i64).await.unwrap();
+        db.save_checkpoint(key(number), &a, "state", number, FIRST, 10 * number as i64).await.unwrap();
     }
     db.cancel_upload(key(2), &a, 25).await.unwrap();
     // Finished without ever having had a row: the loser of two.

@@ -15,12 +15,21 @@ use proto::Digest;
 use super::{ContentRange, UploadId, range_header};
 use crate::{ErrorCode, RepositoryName};
 
+/// How much is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadLimits {
+    /// Bytes of a blob.
+    pub size_bytes_max: u64,
+    /// Bytes of one request's body.
+    pub chunk_bytes_max: u64,
+}
+
 /// An upload in the state `S`.
 #[derive(Debug)]
 pub struct Upload<S> {
     repository: RepositoryName,
     id: UploadId,
-    size_bytes_max: u64,
+    limits: UploadLimits,
     state: S,
 }
 
@@ -88,6 +97,12 @@ pub enum Refused {
         /// Bytes it may have.
         limit: u64,
     },
+    /// One request has more bytes than allowed: 413.
+    #[error("one request has at most {limit} bytes, a blob may come in several")]
+    ChunkTooLarge {
+        /// Bytes it may have.
+        limit: u64,
+    },
     /// The body goes on after the bytes that were announced.
     #[error("the body has more than the {announced} bytes it should have")]
     TooLong {
@@ -114,6 +129,21 @@ pub struct DigestMismatch {
     pub found: Digest,
 }
 
+// === impl UploadLimits ===
+
+impl UploadLimits {
+    /// Whether a body of `received` bytes may follow `offset` bytes, which are within the limit.
+    fn allow(&self, offset: u64, received: u64) -> Result<(), Refused> {
+        if received > self.size_bytes_max - offset {
+            return Err(Refused::TooLarge { limit: self.size_bytes_max });
+        }
+        if received > self.chunk_bytes_max {
+            return Err(Refused::ChunkTooLarge { limit: self.chunk_bytes_max });
+        }
+        Ok(())
+    }
+}
+
 // === impl Upload ===
 
 impl<S> Upload<S> {
@@ -130,15 +160,15 @@ impl<S> Upload<S> {
     }
 
     fn into_state<T>(self, state: T) -> Upload<T> {
-        Upload { repository: self.repository, id: self.id, size_bytes_max: self.size_bytes_max, state }
+        Upload { repository: self.repository, id: self.id, limits: self.limits, state }
     }
 }
 
 impl Upload<Open> {
-    /// A new upload of a blob with at most `size_bytes_max` bytes.
+    /// A new upload.
     #[must_use]
-    pub const fn new(repository: RepositoryName, id: UploadId, size_bytes_max: u64) -> Self {
-        Self { repository, id, size_bytes_max, state: Open(()) }
+    pub const fn new(repository: RepositoryName, id: UploadId, limits: UploadLimits) -> Self {
+        Self { repository, id, limits, state: Open(()) }
     }
 
     /// Its first request with a body, or its end without one.
@@ -157,12 +187,17 @@ impl Upload<Receiving> {
     /// An upload of which `offset` bytes are durable.
     ///
     /// # Errors
-    /// [`Refused::TooLarge`] when that is more than `size_bytes_max`: the limit was lowered in between.
-    pub fn resume(repository: RepositoryName, id: UploadId, size_bytes_max: u64, offset: u64) -> Result<Self, Refused> {
-        if offset > size_bytes_max {
-            return Err(Refused::TooLarge { limit: size_bytes_max });
+    /// [`Refused::TooLarge`] when that is more than a blob may have: the limit was lowered in between.
+    pub fn resume(
+        repository: RepositoryName,
+        id: UploadId,
+        limits: UploadLimits,
+        offset: u64,
+    ) -> Result<Self, Refused> {
+        if offset > limits.size_bytes_max {
+            return Err(Refused::TooLarge { limit: limits.size_bytes_max });
         }
-        Ok(Self { repository, id, size_bytes_max, state: Receiving { offset } })
+        Ok(Self { repository, id, limits, state: Receiving { offset } })
     }
 
     /// Durable bytes: where the next chunk starts.
@@ -180,8 +215,8 @@ impl Upload<Receiving> {
     /// A request with a body begins. `length` is its `Content-Length`. Without a range the body is appended.
     ///
     /// # Errors
-    /// When the range starts elsewhere than at [`Self::offset`], range and length differ, or the blob would become too
-    /// large.
+    /// When the range starts elsewhere than at [`Self::offset`], range and length differ, or the body is or the blob would
+    /// become too large.
     pub fn begin(self, range: Option<ContentRange>, length: Option<u64>) -> Result<Upload<Chunk>, Refused> {
         let offset = self.state.offset;
         if let Some(range) = range {
@@ -193,8 +228,8 @@ impl Upload<Receiving> {
             }
         }
         let announced = length.or_else(|| range.map(ContentRange::len));
-        if announced.is_some_and(|announced| announced > self.size_bytes_max - offset) {
-            return Err(Refused::TooLarge { limit: self.size_bytes_max });
+        if let Some(announced) = announced {
+            self.limits.allow(offset, announced)?;
         }
         Ok(self.into_state(Chunk { offset, received: 0, announced }))
     }
@@ -227,16 +262,13 @@ impl Upload<Chunk> {
     /// The next `count` bytes of the body have come. To be asked before they are written.
     ///
     /// # Errors
-    /// When the body is longer than was announced, or the blob would become too large. They must not be written then.
+    /// When the body is longer than was announced or allowed, or the blob would become too large. They must not be written then.
     pub fn take(&mut self, count: u64) -> Result<(), Refused> {
-        let limit = self.size_bytes_max - self.state.offset;
         let received = self.state.received.saturating_add(count);
         if let Some(announced) = self.state.announced.filter(|&announced| received > announced) {
             return Err(Refused::TooLong { announced });
         }
-        if received > limit {
-            return Err(Refused::TooLarge { limit: self.size_bytes_max });
-        }
+        self.limits.allow(self.state.offset, received)?;
         self.state.received = received;
         Ok(())
     }
@@ -277,8 +309,8 @@ impl Upload<Verified> {
 
     /// Bytes and database say so, durably.
     pub fn committed(self) -> Upload<Committed> {
-        let Self { repository, id, size_bytes_max, state: Verified { digest, size_bytes } } = self;
-        Upload { repository, id, size_bytes_max, state: Committed { digest, size_bytes } }
+        let Self { repository, id, limits, state: Verified { digest, size_bytes } } = self;
+        Upload { repository, id, limits, state: Committed { digest, size_bytes } }
     }
 }
 
@@ -313,7 +345,7 @@ impl Refused {
     pub const fn status(&self) -> u16 {
         match self {
             Self::OutOfOrder { .. } => 416,
-            Self::TooLarge { .. } => 413,
+            Self::TooLarge { .. } | Self::ChunkTooLarge { .. } => 413,
             _ => 400,
         }
     }
@@ -337,8 +369,12 @@ mod tests {
         "a/b".parse().expect("a name")
     }
 
+    const fn up_to(limit: u64) -> UploadLimits {
+        UploadLimits { size_bytes_max: limit, chunk_bytes_max: limit }
+    }
+
     fn at(offset: u64, limit: u64) -> Upload<Receiving> {
-        Upload::resume(repository(), UploadId::new(1, [0; 10]), limit, offset).expect("within the limit")
+        Upload::resume(repository(), UploadId::new(1, [0; 10]), up_to(limit), offset).expect("within the limit")
     }
 
     fn range(text: &str) -> Option<ContentRange> {
@@ -349,7 +385,7 @@ mod tests {
     fn from_open_to_committed() {
         let content = b"hello world";
         let digest = Digest::of(Algorithm::Sha256, content);
-        let open = Upload::new(repository(), UploadId::new(1, [0; 10]), 100);
+        let open = Upload::new(repository(), UploadId::new(1, [0; 10]), up_to(100));
         let receiving = open.receive();
         assert_eq!(receiving.range_header(), "0-0");
         let mut chunk = receiving.begin(range("0-5"), Some(6)).expect("in order");
@@ -410,9 +446,25 @@ mod tests {
         assert_eq!(chunk.take(1), Err(Refused::TooLarge { limit: 100 }));
         assert_eq!(chunk.take(u64::MAX), Err(Refused::TooLarge { limit: 100 }));
         assert_eq!(chunk.end().expect("complete").offset(), 100);
-        let resumed = Upload::resume(repository(), UploadId::new(1, [0; 10]), 100, 101);
+        let resumed = Upload::resume(repository(), UploadId::new(1, [0; 10]), up_to(100), 101);
         assert_eq!(resumed.expect_err("lowered"), Refused::TooLarge { limit: 100 });
         assert!(at(u64::MAX, u64::MAX).begin(None, Some(1)).is_err());
+    }
+
+    #[test]
+    fn no_request_above_its_limit() {
+        let limits = UploadLimits { size_bytes_max: 100, chunk_bytes_max: 10 };
+        let upload = || Upload::new(repository(), UploadId::new(1, [0; 10]), limits).receive();
+        let refused = upload().begin(None, Some(11)).expect_err("said beforehand");
+        assert_eq!((refused, refused.status()), (Refused::ChunkTooLarge { limit: 10 }, 413));
+        assert_eq!(refused.code(), ErrorCode::SizeInvalid);
+        let mut chunk = upload().begin(None, None).expect("not known");
+        chunk.take(10).expect("just so");
+        assert_eq!(chunk.take(1), Err(Refused::ChunkTooLarge { limit: 10 }));
+        // The next request has as much again.
+        let mut chunk = chunk.end().expect("complete").begin(None, Some(10)).expect("the next");
+        chunk.take(10).expect("room");
+        assert_eq!(chunk.offset(), 20);
     }
 
     #[test]
@@ -434,7 +486,7 @@ mod tests {
     #[test]
     fn cancelled_before_and_after_the_first_byte() {
         let id = UploadId::new(1, [0; 10]);
-        assert_eq!(Upload::new(repository(), id, 100).cancel().id(), id);
+        assert_eq!(Upload::new(repository(), id, up_to(100)).cancel().id(), id);
         assert_eq!(at(10, 100).cancel().id(), id);
     }
 }

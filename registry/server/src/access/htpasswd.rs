@@ -1,13 +1,15 @@
 //! A file of names and bcrypt hashes, as `htpasswd -B` writes it.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A file larger than that is no list of people.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// What an unknown name is compared with, so that it takes as long as a known one. Nobody knows its password.
-const NOBODY: &str = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8Vt1Y8yB0m1O8eXo6ZC0pF6cF0p1mG";
+/// Salt and hash of a password that nobody knows.
+const NOBODY: &str = "CwTycUXWue0Thq9StjUM0uJ8Vt1Y8yB0m1O8eXo6ZC0pF6cF0p1mG";
 
 /// Why a file of passwords cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,10 @@ pub(crate) struct Htpasswd {
     /// Differs from reading to reading.
     edition: u64,
     people: HashMap<String, String>,
+    /// The costs of all hashes.
+    costs: Vec<String>,
+    /// Which cost an unknown name has; nobody can tell from outside.
+    unknown: RandomState,
 }
 
 impl Htpasswd {
@@ -55,7 +61,9 @@ impl Htpasswd {
                 _ => return Err(HtpasswdError::Line { path: path.to_owned(), line: number + 1 }),
             }
         }
-        Ok(Self { path: path.to_owned(), edition: EDITIONS.fetch_add(1, Ordering::Relaxed), people })
+        let costs = people.values().map(|hash| hash[COST].to_owned()).collect();
+        let edition = EDITIONS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { path: path.to_owned(), edition, people, costs, unknown: RandomState::new() })
     }
 
     /// Reads the same file again.
@@ -69,12 +77,57 @@ impl Htpasswd {
 
     /// Whether this is the password of that name. Takes a tenth of a second of a processor.
     pub(crate) fn check(&self, name: &str, password: &str) -> bool {
-        let hash = self.people.get(name);
-        let right = bcrypt::verify(password, hash.map_or(NOBODY, String::as_str)).unwrap_or(false);
-        right && hash.is_some()
+        match self.people.get(name) {
+            Some(hash) => bcrypt::verify(password, hash).unwrap_or(false),
+            None => {
+                let _ = bcrypt::verify(password, &self.nobody(name));
+                false
+            }
+        }
+    }
+
+    /// What an unknown name is compared with, so that it takes as long as one of the known does, and always as long.
+    fn nobody(&self, name: &str) -> String {
+        let at = usize::try_from(self.unknown.hash_one(name)).unwrap_or(0).checked_rem(self.costs.len());
+        let cost = at.map_or("10", |at| &self.costs[at]);
+        format!("$2b${cost}${NOBODY}")
     }
 }
 
+/// Where the cost stands, as two digits.
+const COST: Range<usize> = 4..6;
+
 fn is_bcrypt(hash: &str) -> bool {
-    hash.len() == 60 && ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| hash.starts_with(prefix))
+    hash.len() == 60
+        && hash.is_ascii()
+        && ["$2a$", "$2b$", "$2x$", "$2y$"].iter().any(|prefix| hash.starts_with(prefix))
+        && hash[COST].bytes().all(|b| b.is_ascii_digit())
+        && hash.as_bytes()[COST.end] == b'$'
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_costs_what_known_ones_do() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let hash = |cost| bcrypt::hash("secret", cost).unwrap();
+        std::fs::write(file.path(), format!("ann:{}\nbob:{}\n", hash(4), hash(5))).unwrap();
+        let people = Htpasswd::read(file.path()).unwrap();
+        assert!(people.check("ann", "secret") && people.check("bob", "secret"));
+        let costs: HashSet<String> = (0..100)
+            .map(|number| {
+                let hash = people.nobody(&format!("name{number}"));
+                assert!(!bcrypt::verify("secret", &hash).unwrap());
+                assert_eq!(hash, people.nobody(&format!("name{number}")));
+                hash[COST].to_owned()
+            })
+            .collect();
+        assert_eq!(costs, HashSet::from(["04".to_owned(), "05".to_owned()]));
+        std::fs::write(file.path(), "").unwrap();
+        assert!(!Htpasswd::read(file.path()).unwrap().check("ann", "secret"));
+    }
 }

@@ -31,7 +31,9 @@ pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, digest: &
         headers(&mut response, digest, etag);
         return Ok(response);
     }
-    let range = match if_range(call, &etag).then(|| call.header(RANGE)).flatten() {
+    // Only a GET has ranges (RFC 9110 section 14.2).
+    let has_range = !call.is_head() && if_range(call, &etag);
+    let range = match has_range.then(|| call.header(RANGE)).flatten() {
         header @ Some(_) => select(header, link.size),
         None => Selection::Whole,
     };

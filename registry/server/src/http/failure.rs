@@ -63,6 +63,11 @@ impl Failure {
         self
     }
 
+    /// Nothing more is to be expected of the client.
+    pub(crate) fn is_silence(&self) -> bool {
+        self.status == StatusCode::REQUEST_TIMEOUT
+    }
+
     pub(crate) fn code(&self) -> &'static str {
         self.problems.first().map_or("", |problem| problem.code.as_str())
     }

@@ -1,22 +1,22 @@
 //! Uploads of blobs: begin, send, ask, end, cancel.
 
-use std::time::Duration;
-
 use ::http::header::{CONTENT_RANGE, LOCATION, RANGE};
 use ::http::{HeaderValue, Response, StatusCode};
-use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError};
+use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError, WriterState};
 use bytes::Bytes;
-use db::{BlobCommit, CheckpointError, NewBlob, UploadStatus};
+use db::{BlobCommit, CheckpointError, Follows, NewBlob, UploadStatus};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
-use oci::upload::{Chunk, ContentRange, Receiving, Upload, UploadId};
+use oci::upload::{Chunk, ContentRange, Receiving, Upload, UploadId, UploadLimits};
 use oci::{Algorithm, Digest, ErrorCode, RepositoryName};
 
 use super::body::Body;
 use super::failure::Failure;
 use super::{Answer, CONTENT_DIGEST, Call, UPLOAD_UUID, empty, locations, value};
 use crate::app::App;
+use crate::client::Client;
+use crate::open::too_many_of_client;
 use crate::sessions::Held;
 
 /// How a session's name ends when the client said that its blob has a SHA-512 digest.
@@ -71,10 +71,7 @@ pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incomin
         let session = Session { held: None, id, algorithm: digest.algorithm(), durable: None };
         return complete(app, call, name, session, &digest, incoming).await;
     }
-    if app.open_uploads() >= app.config.uploads.max_open {
-        let message = "too many unfinished uploads";
-        return Err(Failure::later(429, ErrorCode::TooManyRequests, message, Duration::from_secs(60)));
-    }
+    app.open.has_room(call.client, &app.config.uploads)?;
     app.cache.upload_begun(id);
     let signed = app.upload_key.sign(name, id);
     let session = if algorithm == Algorithm::Sha512 { format!("{signed}{SHA512_SUFFIX}") } else { signed };
@@ -152,62 +149,101 @@ pub(super) async fn patch(
     if call.content_length() == Some(0) {
         return Ok(accepted(app, call, name, text, id, chunk.offset()));
     }
-    let _active = app.active.enter(call.peer, &app.config.uploads)?;
-    let mut version = session.durable.as_ref().map(|durable| durable.version);
-    let _held = session.held.take();
-    let mut receiver = open(app, session, None).await?;
-    claim(app, name, id, &mut receiver, &mut version).await?;
-    let received = receive(app, chunk, incoming, &mut receiver, Some((name, &mut version))).await?;
-    if receiver.offset() > 0 {
-        save(app, name, id, &mut receiver, &mut version).await?;
+    let _active = app.active.enter(call.client, &app.config.uploads)?;
+    let mut row = Row::of(call, name, &session);
+    if row.version.is_none() {
+        app.open.has_room(call.client, &app.config.uploads)?;
     }
-    match received {
+    let _held = session.held.take();
+    let received = append(app, session, chunk, incoming, &mut row).await;
+    row.tidy(app).await;
+    match received? {
         Received::Whole(upload) => Ok(accepted(app, call, name, text, id, upload.offset())),
         Received::Broken(failure) => Err(failure),
     }
 }
 
-/// Makes sure that no other process goes on from the same checkpoint, before anything is written: whoever did already has changed the
-/// row, and whoever tries later cannot save.
-async fn claim(
+/// Receives a chunk, and keeps it.
+async fn append(
     app: &App,
-    name: &RepositoryName,
-    id: UploadId,
-    receiver: &mut Receiver,
-    version: &mut Option<i64>,
-) -> Result<(), Failure> {
-    if app.db.is_exclusive() {
-        return Ok(());
+    session: Session,
+    chunk: Upload<Chunk>,
+    incoming: &mut Incoming,
+    row: &mut Row<'_>,
+) -> Result<Received, Failure> {
+    let mut receiver = open(app, session, None).await?;
+    row.claim(app, &mut receiver).await?;
+    let received = receive(app, chunk, incoming, &mut receiver, Some(row)).await?;
+    if receiver.offset() > 0 {
+        row.save(app, &mut receiver).await?;
     }
-    receiver.hold().await?;
-    save(app, name, id, receiver, version).await
+    Ok(received)
 }
 
-/// Makes what arrived durable, and says so to the other processes.
-async fn save(
-    app: &App,
-    name: &RepositoryName,
+/// The row of an upload, as this request last saw it.
+struct Row<'c> {
+    name: &'c RepositoryName,
     id: UploadId,
-    receiver: &mut Receiver,
-    version: &mut Option<i64>,
-) -> Result<(), Failure> {
-    let checkpoint = receiver.checkpoint().await?;
-    let state = serde_json::to_string(&checkpoint).map_err(|error| {
-        tracing::error!(%error, "a checkpoint cannot be written down");
-        Failure::new(ErrorCode::Unknown, "the upload cannot be kept")
-    })?;
-    match app.db.save_checkpoint(id, name, &state, checkpoint.offset, *version, app.now_ms()).await {
-        Ok(new) => {
-            *version = Some(new);
-            Ok(())
+    client: Option<Client>,
+    /// None, as long as there is none.
+    version: Option<i64>,
+    /// What is kept of an upload that there is no room for.
+    unwanted: Option<WriterState>,
+}
+
+impl<'c> Row<'c> {
+    fn of(call: &Call, name: &'c RepositoryName, session: &Session) -> Self {
+        let version = session.durable.as_ref().map(|durable| durable.version);
+        Self { name, id: session.id, client: call.client, version, unwanted: None }
+    }
+
+    /// Makes sure that no other process goes on from the same checkpoint, before anything is written: whoever did already has changed
+    /// the row, and whoever tries later cannot save.
+    async fn claim(&mut self, app: &App, receiver: &mut Receiver) -> Result<(), Failure> {
+        if app.db.is_exclusive() {
+            return Ok(());
         }
-        Err(CheckpointError::Conflict) => {
-            Err(Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload"))
+        receiver.hold().await?;
+        self.save(app, receiver).await
+    }
+
+    /// Makes what arrived durable, and says so to the other processes.
+    async fn save(&mut self, app: &App, receiver: &mut Receiver) -> Result<(), Failure> {
+        let checkpoint = receiver.checkpoint().await?;
+        let state = serde_json::to_string(&checkpoint).map_err(|error| {
+            tracing::error!(%error, "a checkpoint cannot be written down");
+            Failure::new(ErrorCode::Unknown, "the upload cannot be kept")
+        })?;
+        let client = self.client.map(|client| client.to_string());
+        let follows = match self.version {
+            Some(version) => Follows::Version(version),
+            None => Follows::Nothing { client: client.as_deref(), most: app.config.uploads.max_open_per_client },
+        };
+        match app.db.save_checkpoint(self.id, self.name, &state, checkpoint.offset, follows, app.now_ms()).await {
+            Ok(version) => {
+                self.version = Some(version);
+                Ok(())
+            }
+            Err(CheckpointError::Conflict) => {
+                Err(Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload"))
+            }
+            Err(CheckpointError::TooMany) => {
+                self.unwanted = Some(checkpoint.writer);
+                Err(too_many_of_client())
+            }
+            Err(CheckpointError::Db(error)) => Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "a checkpoint cannot be kept");
+                Err(Failure::new(ErrorCode::Unknown, "the upload cannot be kept"))
+            }
         }
-        Err(CheckpointError::Db(error)) => Err(error.into()),
-        Err(error) => {
-            tracing::error!(%error, "a checkpoint cannot be kept");
-            Err(Failure::new(ErrorCode::Unknown, "the upload cannot be kept"))
+    }
+
+    /// Takes back the space of an upload that there was no room for, after whoever wrote to it let go.
+    async fn tidy(&mut self, app: &App) {
+        let Some(state) = self.unwanted.take() else { return };
+        if let Err(error) = app.store.discard(self.id, Some(&state)).await {
+            tracing::warn!(%error, id = %self.id, "the space of an upload comes back only when it is forgotten");
         }
     }
 }
@@ -249,14 +285,28 @@ async fn complete(
     digest: &Digest,
     incoming: &mut Incoming,
 ) -> Answer {
-    let id = session.id;
-    let upload = receiving(app, name, &session)?;
-    let chunk = upload.begin(content_range(call)?, call.content_length())?;
-    let _active = app.active.enter(call.peer, &app.config.uploads)?;
-    let mut version = session.durable.as_ref().map(|durable| durable.version);
+    let mut row = Row::of(call, name, &session);
     let held = session.held.take();
     // Of an upload in one request the client knows no session to go on with.
     let can_go_on = held.is_some();
+    let answer = complete_row(app, call, session, digest, incoming, &mut row, can_go_on).await;
+    row.tidy(app).await;
+    answer
+}
+
+async fn complete_row(
+    app: &App,
+    call: &Call,
+    session: Session,
+    digest: &Digest,
+    incoming: &mut Incoming,
+    row: &mut Row<'_>,
+    can_go_on: bool,
+) -> Answer {
+    let (name, id) = (row.name, session.id);
+    let upload = receiving(app, name, &session)?;
+    let chunk = upload.begin(content_range(call)?, call.content_length())?;
+    let _active = app.active.enter(call.client, &app.config.uploads)?;
     let offset = chunk.offset();
     let mut receiver = match open(app, session, Some(digest.algorithm())).await {
         Ok(receiver) => receiver,
@@ -267,17 +317,16 @@ async fn complete(
         Err(error) => return Err(error.into()),
     };
     // Where nothing is held, what this request sends is its own until the end, and has the digest or is nothing.
-    if version.is_some() && receiver.hold().await? {
-        claim(app, name, id, &mut receiver, &mut version).await?;
+    if row.version.is_some() && receiver.hold().await? {
+        row.claim(app, &mut receiver).await?;
     }
-    let save_to = can_go_on.then_some((name, &mut version));
-    let received = receive(app, chunk, incoming, &mut receiver, save_to).await?;
+    let received = receive(app, chunk, incoming, &mut receiver, can_go_on.then_some(&mut *row)).await?;
     let upload = match received {
         Received::Whole(upload) => upload,
         Received::Broken(failure) => {
             // The client may go on from here.
             if can_go_on && receiver.offset() > offset {
-                save(app, name, id, &mut receiver, &mut version).await?;
+                row.save(app, &mut receiver).await?;
             }
             return Err(failure);
         }
@@ -387,10 +436,11 @@ async fn look(app: &App, name: &RepositoryName, text: &str, held: Option<Held>) 
 }
 
 fn receiving(app: &App, name: &RepositoryName, session: &Session) -> Result<Upload<Receiving>, Failure> {
-    let max = app.config.uploads.max_size.as_u64();
+    let config = &app.config.uploads;
+    let limits = UploadLimits { size_bytes_max: config.max_size.as_u64(), chunk_bytes_max: config.max_chunk.as_u64() };
     Ok(match &session.durable {
-        Some(durable) => Upload::resume(name.clone(), session.id, max, durable.checkpoint.offset)?,
-        None => Upload::new(name.clone(), session.id, max).receive(),
+        Some(durable) => Upload::resume(name.clone(), session.id, limits, durable.checkpoint.offset)?,
+        None => Upload::new(name.clone(), session.id, limits).receive(),
     })
 }
 
@@ -440,7 +490,7 @@ async fn receive(
     mut chunk: Upload<Chunk>,
     incoming: &mut Incoming,
     receiver: &mut Receiver,
-    mut save_to: Option<(&RepositoryName, &mut Option<i64>)>,
+    mut row: Option<&mut Row<'_>>,
 ) -> Result<Received, Failure> {
     let limits = &app.config.uploads;
     let mut body = BodyStream::new(incoming);
@@ -465,9 +515,9 @@ async fn receive(
         unsaved += bytes.len() as u64;
         push(receiver, bytes).await?;
         if unsaved >= limits.checkpoint_every.as_u64()
-            && let Some((name, version)) = &mut save_to
+            && let Some(row) = &mut row
         {
-            save(app, name, chunk.id(), receiver, version).await?;
+            row.save(app, receiver).await?;
             unsaved = 0;
         }
     }
