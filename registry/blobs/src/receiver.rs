@@ -127,6 +127,17 @@ impl Receiver {
         Ok(checkpoint)
     }
 
+    /// The last checkpoint is nobody's: see [`BlobWriter::forget`].
+    ///
+    /// # Errors
+    /// When the store failed.
+    pub async fn forget(&mut self) -> Result<(), StoreError> {
+        let mut idle = self.idle().await?;
+        idle.writer.forget();
+        self.stage = Stage::Idle(idle);
+        Ok(())
+    }
+
     /// Ends the upload: what was received becomes a blob, durable, if it has this digest.
     ///
     /// # Errors

@@ -106,6 +106,9 @@ pub trait BlobWriter: Send {
     /// When the store fails.
     async fn checkpoint(&mut self, bytes: Bytes, hash: RunningHash) -> Result<(RunningHash, WriterState), StoreError>;
 
+    /// The last checkpoint is nobody's: what it made durable goes with the writer, as if there had been none.
+    fn forget(&mut self);
+
     /// Appends the last bytes and makes the whole a blob, durable, if it has this digest.
     ///
     /// # Errors

@@ -134,6 +134,10 @@ impl BlobWriter for FileWriter {
         Ok((hash, WriterState::File { offset: end }))
     }
 
+    fn forget(&mut self) {
+        self.durable = 0;
+    }
+
     async fn commit(
         mut self: Box<Self>,
         last: Bytes,

@@ -191,6 +191,10 @@ impl BlobWriter for ObjectWriter {
         Ok((hash, WriterState::S3(state)))
     }
 
+    fn forget(&mut self) {
+        self.checkpointed = false;
+    }
+
     async fn commit(
         mut self: Box<Self>,
         last: Bytes,
@@ -238,10 +242,16 @@ impl Drop for ObjectWriter {
         if self.checkpointed {
             return;
         }
-        let (Some(multipart), Ok(runtime)) = (self.multipart.take(), tokio::runtime::Handle::try_current()) else {
-            return;
-        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let (shared, id, mut in_flight) = (Arc::clone(&self.shared), self.id, mem::take(&mut self.in_flight));
+        // Those of a checkpoint that was forgotten.
+        let mut segments = mem::take(&mut self.covered);
+        segments.extend_from_slice(self.tail.segments());
+        if !segments.is_empty() {
+            let shared = Arc::clone(&shared);
+            runtime.spawn(async move { shared.remove_segments(id, segments).await });
+        }
+        let Some(multipart) = self.multipart.take() else { return };
         runtime.spawn(async move {
             // A part that arrives after the end of its upload may stay, so all are waited for. If that does not help, the
             // note stays: the inventory finds it, and the upload is ended once more.

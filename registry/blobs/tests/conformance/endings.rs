@@ -101,10 +101,19 @@ pub(super) async fn a_discarded_upload_is_gone(place: &Place) -> Result<()> {
 
 pub(super) async fn a_dropped_upload_leaves_nothing(place: &Place) -> Result<()> {
     let store = place.open().await?;
-    for size in [1000, MIB + 1, 3 * PART] {
+    for (size, forgotten) in
+        [1000, MIB + 1, 3 * PART, 2 * PART + 5].into_iter().flat_map(|size| [(size, false), (size, true)])
+    {
         let id = fresh_id();
         let mut receiver = begin(&store, id).await?;
         feed(&mut receiver, &content(8, size)).await?;
+        // A checkpoint that nobody was told of is as none.
+        if forgotten {
+            receiver.checkpoint().await?;
+            feed(&mut receiver, &content(8, 10)).await?;
+            receiver.checkpoint().await?;
+            receiver.forget().await?;
+        }
         drop(receiver);
         expect_empty(&store).await?;
         if place.is_s3() {

@@ -2,7 +2,7 @@
 
 use ::http::header::{CONTENT_RANGE, LOCATION, RANGE};
 use ::http::{HeaderValue, Response, StatusCode};
-use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError, WriterState};
+use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError};
 use bytes::Bytes;
 use db::{BlobCommit, CheckpointError, Follows, NewBlob, UploadStatus};
 use futures_util::StreamExt as _;
@@ -155,29 +155,16 @@ pub(super) async fn patch(
         app.open.has_room(call.client, &app.config.uploads)?;
     }
     let _held = session.held.take();
-    let received = append(app, session, chunk, incoming, &mut row).await;
-    row.tidy(app).await;
-    match received? {
-        Received::Whole(upload) => Ok(accepted(app, call, name, text, id, upload.offset())),
-        Received::Broken(failure) => Err(failure),
-    }
-}
-
-/// Receives a chunk, and keeps it.
-async fn append(
-    app: &App,
-    session: Session,
-    chunk: Upload<Chunk>,
-    incoming: &mut Incoming,
-    row: &mut Row<'_>,
-) -> Result<Received, Failure> {
     let mut receiver = open(app, session, None).await?;
     row.claim(app, &mut receiver).await?;
-    let received = receive(app, chunk, incoming, &mut receiver, Some(row)).await?;
+    let received = receive(app, chunk, incoming, &mut receiver, Some(&mut row)).await?;
     if receiver.offset() > 0 {
         row.save(app, &mut receiver).await?;
     }
-    Ok(received)
+    match received {
+        Received::Whole(upload) => Ok(accepted(app, call, name, text, id, upload.offset())),
+        Received::Broken(failure) => Err(failure),
+    }
 }
 
 /// The row of an upload, as this request last saw it.
@@ -187,14 +174,12 @@ struct Row<'c> {
     client: Option<Client>,
     /// None, as long as there is none.
     version: Option<i64>,
-    /// What is kept of an upload that there is no room for.
-    unwanted: Option<WriterState>,
 }
 
 impl<'c> Row<'c> {
     fn of(call: &Call, name: &'c RepositoryName, session: &Session) -> Self {
         let version = session.durable.as_ref().map(|durable| durable.version);
-        Self { name, id: session.id, client: call.client, version, unwanted: None }
+        Self { name, id: session.id, client: call.client, version }
     }
 
     /// Makes sure that no other process goes on from the same checkpoint, before anything is written: whoever did already has changed
@@ -228,7 +213,7 @@ impl<'c> Row<'c> {
                 Err(Failure::with_status(409, ErrorCode::BlobUploadInvalid, "another request has changed this upload"))
             }
             Err(CheckpointError::TooMany) => {
-                self.unwanted = Some(checkpoint.writer);
+                receiver.forget().await?;
                 Err(too_many_of_client())
             }
             Err(CheckpointError::Db(error)) => Err(error.into()),
@@ -236,14 +221,6 @@ impl<'c> Row<'c> {
                 tracing::error!(%error, "a checkpoint cannot be kept");
                 Err(Failure::new(ErrorCode::Unknown, "the upload cannot be kept"))
             }
-        }
-    }
-
-    /// Takes back the space of an upload that there was no room for, after whoever wrote to it let go.
-    async fn tidy(&mut self, app: &App) {
-        let Some(state) = self.unwanted.take() else { return };
-        if let Err(error) = app.store.discard(self.id, Some(&state)).await {
-            tracing::warn!(%error, id = %self.id, "the space of an upload comes back only when it is forgotten");
         }
     }
 }
@@ -285,28 +262,14 @@ async fn complete(
     digest: &Digest,
     incoming: &mut Incoming,
 ) -> Answer {
+    let id = session.id;
+    let upload = receiving(app, name, &session)?;
+    let chunk = upload.begin(content_range(call)?, call.content_length())?;
+    let _active = app.active.enter(call.client, &app.config.uploads)?;
     let mut row = Row::of(call, name, &session);
     let held = session.held.take();
     // Of an upload in one request the client knows no session to go on with.
     let can_go_on = held.is_some();
-    let answer = complete_row(app, call, session, digest, incoming, &mut row, can_go_on).await;
-    row.tidy(app).await;
-    answer
-}
-
-async fn complete_row(
-    app: &App,
-    call: &Call,
-    session: Session,
-    digest: &Digest,
-    incoming: &mut Incoming,
-    row: &mut Row<'_>,
-    can_go_on: bool,
-) -> Answer {
-    let (name, id) = (row.name, session.id);
-    let upload = receiving(app, name, &session)?;
-    let chunk = upload.begin(content_range(call)?, call.content_length())?;
-    let _active = app.active.enter(call.client, &app.config.uploads)?;
     let offset = chunk.offset();
     let mut receiver = match open(app, session, Some(digest.algorithm())).await {
         Ok(receiver) => receiver,
@@ -320,7 +283,7 @@ async fn complete_row(
     if row.version.is_some() && receiver.hold().await? {
         row.claim(app, &mut receiver).await?;
     }
-    let received = receive(app, chunk, incoming, &mut receiver, can_go_on.then_some(&mut *row)).await?;
+    let received = receive(app, chunk, incoming, &mut receiver, can_go_on.then_some(&mut row)).await?;
     let upload = match received {
         Received::Whole(upload) => upload,
         Received::Broken(failure) => {
