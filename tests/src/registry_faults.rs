@@ -12,6 +12,7 @@ pub(crate) mod http;
 mod outages;
 mod proxy;
 mod recovery;
+mod rested;
 mod resume;
 pub(crate) mod site;
 mod trace;
@@ -23,6 +24,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let suites = [
         durability::cases(),
         resume::cases(),
+        rested::cases(),
         recovery::cases(),
         disks::cases(),
         outages::cases(),

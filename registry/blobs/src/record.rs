@@ -23,6 +23,8 @@ pub struct ManifestRecord {
     pub media_type: String,
     /// When it was pushed, milliseconds since 1970.
     pub time_ms: u64,
+    /// Blobs that it names without needing them, and that were readable in the repository nevertheless.
+    pub foreign: Vec<Digest>,
     /// The bytes as they came.
     pub bytes: Bytes,
 }
@@ -66,8 +68,8 @@ pub enum InvalidRecord {
     },
 }
 
-/// Longer lines are not read: the longest repository name, media type, tag and digest are far below it.
-const HEADER_BYTES_MAX: usize = 16 * 1024;
+/// Longer lines are not read: ten thousand foreign blobs, and the longest repository name, media type, tag and digest are below it.
+const HEADER_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 #[derive(Serialize, Deserialize)]
 struct ManifestHeader {
@@ -76,6 +78,8 @@ struct ManifestHeader {
     digest: Digest,
     media_type: String,
     time_ms: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    foreign: Vec<Digest>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -101,6 +105,7 @@ impl ManifestRecord {
             digest: self.digest.clone(),
             media_type: self.media_type.clone(),
             time_ms: self.time_ms,
+            foreign: self.foreign.clone(),
         };
         let mut text = line(&header);
         text.extend_from_slice(&self.bytes);
@@ -116,8 +121,8 @@ impl ManifestRecord {
         if computed != header.digest {
             return Err(InvalidRecord::Digest { computed });
         }
-        let ManifestHeader { v: _, repository, digest, media_type, time_ms } = header;
-        Ok(Self { id, repository, digest, media_type, time_ms, bytes })
+        let ManifestHeader { v: _, repository, digest, media_type, time_ms, foreign } = header;
+        Ok(Self { id, repository, digest, media_type, time_ms, foreign, bytes })
     }
 }
 
@@ -192,6 +197,7 @@ mod tests {
             digest: Digest::of(Algorithm::Sha256, &bytes),
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
             time_ms: 1_700_000_000_000,
+            foreign: Vec::new(),
             bytes,
         }
     }
@@ -225,6 +231,9 @@ mod tests {
     #[test]
     fn records_round_trip() {
         assert_eq!(ManifestRecord::decode(manifest().id, &manifest().encode()).map(|m| m.bytes), Ok(manifest().bytes));
+        let digest = |number: usize| Digest::of(Algorithm::Sha512, &number.to_be_bytes());
+        let foreign = ManifestRecord { foreign: (0..10_000).map(digest).collect(), ..manifest() };
+        assert_eq!(ManifestRecord::decode(foreign.id, &foreign.encode()), Ok(foreign));
         assert_eq!(TagRecord::decode(tag().name(), &tag().encode()), Ok(tag()));
     }
 

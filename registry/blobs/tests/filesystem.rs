@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use blobs::{FinishError, Receiver, RunningHash, Store, StoreConfig, StoreError, StoredBlob};
@@ -235,11 +236,11 @@ fn an_end_nobody_waits_for_is_whole_or_nothing() {
             let mut receiver = begin(&store, fresh_id()).await?;
             feed(&mut receiver, &bytes).await?;
             let digest = sha256(&bytes);
-            let pause = std::time::Duration::from_micros(seed * 150);
+            let pause = Duration::from_micros(seed * 150);
             let _ = tokio::time::timeout(pause, receiver.finish(&digest)).await;
         }
         // Those that were not heard of may still be ending.
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         ensure!(store.list_uploads().await?.entries.is_empty(), "something is left");
         let (found, strangers) = all_blobs(&store).await?;
         ensure!(strangers.is_empty(), "{strangers:?}");
@@ -264,5 +265,25 @@ fn no_algorithm_but_sha_names_a_blob() {
             ensure!(matches!(refused, Err(FinishError::Store(StoreError::Algorithm("blake3")))), "{refused:?}");
         }
         expect_empty(&store).await
+    });
+}
+
+/// The scrub takes what is old and not in the database for a stray.
+#[test]
+fn an_upload_that_rested_ends_as_a_new_file() {
+    run(Kind::Filesystem, async |place: &Place| {
+        let (store, id, bytes) = (place.open().await?, fresh_id(), content(30, 1000));
+        let mut receiver = begin(&store, id).await?;
+        feed(&mut receiver, &bytes).await?;
+        let row = checkpoint(&mut receiver).await?;
+        drop(receiver);
+        let file = fs::File::options().write(true).open(place.config.path.join(format!("uploads/{id}")))?;
+        let now = SystemTime::now();
+        file.set_modified(now - Duration::from_secs(7200))?;
+        resume(&store, id, &row).await?.finish(&sha256(&bytes)).await?;
+        let (blobs, _) = all_blobs(&store).await?;
+        let hour_ago = (now - Duration::from_secs(3600)).duration_since(UNIX_EPOCH)?.as_millis();
+        ensure!(blobs.len() == 1 && u128::from(blobs[0].modified_ms) > hour_ago, "{blobs:?}");
+        Ok(())
     });
 }

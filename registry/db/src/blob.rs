@@ -1,5 +1,7 @@
 //! Blobs, and the links that make them readable.
 
+use std::collections::HashSet;
+
 use oci::upload::UploadId;
 use oci::{Digest, RepositoryName};
 
@@ -109,6 +111,31 @@ impl Db {
                 })
             })
             .transpose()
+        })
+        .await
+    }
+
+    /// Those of the digests that can be read in a repository.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn readable(&self, repository: RepositoryId, digests: &[Digest]) -> Result<HashSet<Digest>, DbError> {
+        self.read(|run: Run| async move {
+            let run = &run;
+            let mut found = HashSet::with_capacity(digests.len());
+            for digests in digests.chunks(LIST_MAX) {
+                let digests = padded(digests.iter().map(ToString::to_string).collect());
+                let text = format!(
+                    "select b.digest from blobs b join links l on l.blob_id = b.id \
+                     where l.repository_id = ? and b.digest in {}",
+                    marks(digests.len())
+                );
+                let values = values![repository.0].into_iter().chain(digests.into_iter().map(Into::into)).collect();
+                for row in run.all(text, values).await? {
+                    found.insert(row.parse(0)?);
+                }
+            }
+            Ok(found)
         })
         .await
     }

@@ -90,6 +90,15 @@ impl Target {
     }
 }
 
+/// What becomes of the tables when a server is connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tables {
+    /// They are brought up to date.
+    Up,
+    /// They must be up to date.
+    AsTheyAre,
+}
+
 impl Db {
     /// Opens a database, and brings its tables up to date.
     ///
@@ -98,19 +107,21 @@ impl Db {
     pub async fn connect(config: &DbConfig) -> Result<Self, DbError> {
         match Target::parse(config.url.expose()).map_err(DbError::Config)? {
             Target::Sqlite(path) => sqlite::open(&path, config).await,
-            Target::MySql(options) => mysql::open(*options, config).await,
-            Target::Postgres(options) => postgres::open(*options, config).await,
+            Target::MySql(options) => mysql::open(*options, config, Tables::Up).await,
+            Target::Postgres(options) => postgres::open(*options, config, Tables::Up).await,
         }
     }
 
-    /// Opens a database to read it, also beside the process that a file belongs to. What would change something fails, with a file.
+    /// Opens a database to read it, also beside the process that a file belongs to, and leaves its tables as they are. What would change
+    /// something fails, with a file.
     ///
     /// # Errors
-    /// As [`Db::connect`], and when there is no such file.
+    /// As [`Db::connect`], and when there is no such file, or the tables are those of an older program.
     pub async fn connect_to_read(config: &DbConfig) -> Result<Self, DbError> {
         match Target::parse(config.url.expose()).map_err(DbError::Config)? {
             Target::Sqlite(path) => sqlite::open_to_read(&path, config).await,
-            _ => Self::connect(config).await,
+            Target::MySql(options) => mysql::open(*options, config, Tables::AsTheyAre).await,
+            Target::Postgres(options) => postgres::open(*options, config, Tables::AsTheyAre).await,
         }
     }
 

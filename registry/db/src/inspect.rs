@@ -109,17 +109,22 @@ impl Db {
         .await
     }
 
-    /// Those of the keys that belong to a blob.
+    /// The digests of the blobs whose bytes have these keys.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn blob_keys_known(&self, keys: &[UploadId]) -> Result<HashSet<UploadId>, DbError> {
-        let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
-        let keys = &keys;
+    pub async fn digests_of_keys(&self, keys: &[UploadId]) -> Result<HashMap<UploadId, Digest>, DbError> {
         self.read(|run: Run| async move {
             let run = &run;
-            let known = known(run, "select store_key from blobs where store_key", keys).await?;
-            Ok(known.iter().filter_map(|key| key.parse().ok()).collect())
+            let mut digests = HashMap::with_capacity(keys.len());
+            for keys in keys.chunks(LIST_MAX) {
+                let keys = padded(keys.iter().map(ToString::to_string).collect());
+                let text = format!("select store_key, digest from blobs where store_key in {}", marks(keys.len()));
+                for row in run.all(text, keys.into_iter().map(Into::into).collect()).await? {
+                    digests.insert(row.parse(0)?, row.parse(1)?);
+                }
+            }
+            Ok(digests)
         })
         .await
     }

@@ -3,6 +3,7 @@
 mod delete;
 mod put;
 
+use std::collections::HashMap;
 use std::fmt;
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
 
 pub(crate) use self::put::{References, insert, insert_references, touch};
 use crate::sql::Run;
-use crate::sql::{db_size, sql, values};
+use crate::sql::{LIST_MAX, db_size, marks, padded, sql, values};
 use crate::{ChangeId, Db, DbError, ManifestId, RepositoryId};
 
 /// Makes the text of a tag's record in the store, for `removals`.
@@ -53,8 +54,8 @@ pub struct Referrer {
     pub size: u64,
     /// What it is for.
     pub artifact_type: Option<String>,
-    /// Its annotations, a JSON object.
-    pub annotations: String,
+    /// Characters of its annotations, see [`Db::annotations`].
+    pub annotations_len: u64,
 }
 
 /// A manifest whose record is durable in the store.
@@ -248,7 +249,8 @@ impl Db {
         .await
     }
 
-    /// Manifests whose subject has this digest, in the order they came. `after` = the last of the page before, or zero.
+    /// Manifests whose subject has this digest, in the order they came, without their annotations, which may be long: see
+    /// [`Db::annotations`]. `after` = the last of the page before, or zero.
     ///
     /// # Errors
     /// When the database fails.
@@ -260,7 +262,7 @@ impl Db {
         limit: u64,
     ) -> Result<Vec<Referrer>, DbError> {
         let text = sql!(
-            "select id, digest, media_type, size, artifact_type, annotations from manifests \
+            "select id, digest, media_type, size, artifact_type, size + length(annotations) from manifests \
              where repository_id = ? and subject = ? and id > ? order by id limit ?"
         );
         let subject = subject.to_string();
@@ -270,16 +272,65 @@ impl Db {
             let rows = run.all(text, values![repository.0, subject.as_str(), after.0, db_size(limit)]).await?;
             rows.iter()
                 .map(|row| {
+                    let size = row.size(3)?;
                     Ok(Referrer {
                         id: ManifestId(row.int(0)?),
                         digest: row.parse(1)?,
                         media_type: row.text(2)?,
-                        size: row.size(3)?,
+                        size,
                         artifact_type: row.text_option(4)?,
-                        annotations: row.text(5)?,
+                        annotations_len: row.size(5)?.saturating_sub(size),
                     })
                 })
                 .collect()
+        })
+        .await
+    }
+
+    /// The annotations of manifests, as JSON objects.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn annotations(&self, manifests: &[ManifestId]) -> Result<HashMap<ManifestId, String>, DbError> {
+        self.read(|run: Run| async move {
+            let run = &run;
+            let mut found = HashMap::with_capacity(manifests.len());
+            for ids in manifests.chunks(LIST_MAX) {
+                let ids = padded(ids.iter().map(|id| id.0).collect());
+                let text = format!("select id, annotations from manifests where id in {}", marks(ids.len()));
+                for row in run.all(text, ids.into_iter().map(Into::into).collect()).await? {
+                    found.insert(ManifestId(row.int(0)?), row.text(1)?);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Those of the digests that are manifests of a repository, and what they are for.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn artifact_types(
+        &self,
+        repository: RepositoryId,
+        digests: &[Digest],
+    ) -> Result<HashMap<Digest, Option<String>>, DbError> {
+        self.read(|run: Run| async move {
+            let run = &run;
+            let mut found = HashMap::with_capacity(digests.len());
+            for digests in digests.chunks(LIST_MAX) {
+                let digests = padded(digests.iter().map(ToString::to_string).collect());
+                let text = format!(
+                    "select digest, artifact_type from manifests where repository_id = ? and digest in {}",
+                    marks(digests.len())
+                );
+                let values = values![repository.0].into_iter().chain(digests.into_iter().map(Into::into)).collect();
+                for row in run.all(text, values).await? {
+                    found.insert(row.parse(0)?, row.text_option(1)?);
+                }
+            }
+            Ok(found)
         })
         .await
     }

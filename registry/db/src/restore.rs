@@ -32,6 +32,8 @@ pub struct RestoredManifest {
     pub record: String,
     /// When it was pushed, in ms since 1970.
     pub created_ms: i64,
+    /// Blobs that it names without needing them, and that were readable in the repository.
+    pub foreign: Vec<Digest>,
 }
 
 /// A tag whose record was found in the store.
@@ -90,8 +92,8 @@ impl Db {
     /// Restores manifests, their references, and the links to those of their blobs that have to be there and are. Blobs come first. Not
     /// noted as changes: the numbers are those of tags, which come afterwards.
     ///
-    /// Blobs that a manifest names without needing them get no link: nobody knows any more whether they were pushed to the repository, and
-    /// naming a digest gives no right to read it.
+    /// Blobs that a manifest names without needing them get a link only if its record says that there was one: naming a digest gives no
+    /// right to read it.
     ///
     /// # Errors
     /// When the database fails.
@@ -176,7 +178,8 @@ async fn restore_manifest(run: &Run, restored: &RestoredManifest) -> Result<Rest
     let repository = repository::make(run, &restored.repository, restored.created_ms).await?;
     let digest = restored.digest.to_string();
     let references = References::of(&restored.manifest);
-    for digest in references.required_blobs() {
+    let foreign: Vec<String> = restored.foreign.iter().map(ToString::to_string).collect();
+    for digest in references.required_blobs().chain(foreign.iter().map(String::as_str)) {
         let lock = sql!("select id, size from blobs where digest = ? for share");
         if let Some(row) = run.one(lock, values![digest]).await? {
             let insert = sql!("insert into links (repository_id, blob_id) values (?, ?) on conflict do nothing");

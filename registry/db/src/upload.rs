@@ -42,7 +42,8 @@ pub struct UploadRow {
 /// What a checkpoint follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follows<'a> {
-    /// Nothing: the upload becomes an open one, if its client has fewer than `most`. Without a client nobody counts.
+    /// Nothing: the upload becomes an open one, if its client has fewer than `most` of which something is kept. Without a client nobody
+    /// counts.
     Nothing {
         /// Whose upload it is; at most 64 characters.
         client: Option<&'a str>,
@@ -105,7 +106,7 @@ impl UploadRow {
 impl Db {
     /// Saves how far an upload is, durable. Returns the new version.
     ///
-    /// Two processes that count at the same moment may each find room for one more; one process alone does not.
+    /// Of servers, transactions that count at the same moment may each find room for one more; SQLite has one at a time.
     ///
     /// # Errors
     /// When the row has another version or is not open, the client has too many, or the database fails.
@@ -132,9 +133,19 @@ impl Db {
                     (run.execute(text, values).await? > 0, version + 1)
                 }
                 Follows::Nothing { client, most } => {
-                    if let Some(client) = client
-                        && count_open(run, client).await? >= most
-                    {
+                    // It may be a blob already: somebody else has ended it.
+                    let text = sql!(
+                        "select (select count(*) from uploads where id = ?), \
+                         (select count(*) from blobs where store_key = ?), \
+                         (select count(*) from uploads where client = ? and status = 0 and offset_bytes > 0)"
+                    );
+                    let Some(row) = run.one(text, values![id.as_str(), id.as_str(), client]).await? else {
+                        return Err(Fault::Corrupt("a count without a number".to_owned()));
+                    };
+                    if row.size(0)? + row.size(1)? > 0 {
+                        return Ok(Err(CheckpointError::Conflict));
+                    }
+                    if client.is_some() && row.size(2)? >= most {
                         return Ok(Err(CheckpointError::TooMany));
                     }
                     let text = sql!(
@@ -168,6 +179,18 @@ impl Db {
                 .as_ref()
                 .map(UploadRow::from_row)
                 .transpose()
+        })
+        .await
+    }
+
+    /// Takes back a first checkpoint of no bytes, unless another has followed it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn unsave_checkpoint(&self, id: UploadId) -> Result<(), DbError> {
+        self.transact(|run: Run| async move {
+            let text = sql!("delete from uploads where id = ? and version = 1 and offset_bytes = 0 and status = 0");
+            run.execute(text, values![id.to_string()]).await.map(drop)
         })
         .await
     }
@@ -220,7 +243,8 @@ impl Db {
         .await
     }
 
-    /// Deletes the row of an upload whose id nobody accepts any more, unless it was changed since `before_ms`; whether it did.
+    /// Deletes the row of an upload that nobody goes on with, unless it was changed since `before_ms`; whether it did. Nobody can save a
+    /// checkpoint of it from then on, so that its bytes may go.
     ///
     /// # Errors
     /// When the database fails.
@@ -258,14 +282,15 @@ impl Db {
         .await
     }
 
-    /// Counts the uploads that can be continued; a client with `most` of them is full.
+    /// Counts the uploads of which something is kept and that can be continued; a client with `most` of them is full.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn open_uploads(&self, most: u64) -> Result<OpenUploads, DbError> {
         self.read(|run: Run| async move {
             let run = &run;
-            let text = sql!("select client, count(*) from uploads where status = 0 group by client");
+            let text =
+                sql!("select client, count(*) from uploads where status = 0 and offset_bytes > 0 group by client");
             let mut open = OpenUploads::default();
             for row in run.all(text, Vec::new()).await? {
                 let count = row.size(1)?;
@@ -298,11 +323,6 @@ impl Db {
         })
         .await
     }
-}
-
-async fn count_open(run: &Run, client: &str) -> Result<u64, Fault> {
-    let text = sql!("select count(*) from uploads where client = ? and status = 0");
-    run.one(text, values![client]).await?.map_or(Ok(0), |row| row.size(0))
 }
 
 async fn find(run: &Run, id: UploadId, lock: &str) -> Result<Option<UploadRow>, Fault> {

@@ -42,6 +42,9 @@ pub(crate) async fn older_tables_are_taken(config: &DbConfig) {
         for text in undone {
             raw_sql(config, text).await;
         }
+        // Whoever only looks changes nothing.
+        let error = Db::connect_to_read(config).await.unwrap_err();
+        assert!(matches!(error, DbError::TooOld), "{error:?}");
         let db = Db::connect(config).await.unwrap();
         assert!(tag_digest(&db, "a", "t").await.is_some());
         assert_eq!(db.upload(key(9)).await.unwrap().unwrap().state, "state");

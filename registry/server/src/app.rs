@@ -137,6 +137,17 @@ impl App {
         }
     }
 
+    /// Of a manifest that was accepted once, perhaps under wider limits.
+    pub(crate) fn stored_manifest_limits(&self) -> ManifestLimits {
+        ManifestLimits {
+            size_bytes_max: usize::MAX,
+            descriptors_max: usize::MAX,
+            annotations_max: usize::MAX,
+            urls_max: usize::MAX,
+            ..self.manifest_limits()
+        }
+    }
+
     pub(crate) const fn presign_ttl(&self) -> Duration {
         PRESIGN_TTL
     }

@@ -11,8 +11,8 @@ use crate::client::Client;
 use crate::config::UploadConfig;
 use crate::http::Failure;
 
-/// Uploads end in minutes, not in seconds.
-const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// They are counted more often than that.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The last count.
 #[derive(Debug, Default)]

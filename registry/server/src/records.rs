@@ -1,10 +1,11 @@
 //! What the store is told besides bytes, so that the database can be rebuilt from it.
 
 use blobs::{ManifestRecord, RecordId, StoreEntry, TagRecord, TagRecordName};
-use db::{ChangeId, ManifestRow, TagMove, TagRow};
+use db::{ChangeId, DbError, ManifestRow, RepositoryId, TagMove, TagRow};
 use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
 
 use crate::app::App;
+use crate::http::Failure;
 
 /// The record of a manifest that is about to be pushed.
 pub(crate) struct Record {
@@ -16,18 +17,45 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(app: &App, repository: &RepositoryName, manifest: &Manifest, digest: &Digest) -> Self {
+    /// # Errors
+    /// When the database fails.
+    pub(crate) async fn new(
+        app: &App,
+        repository: &RepositoryName,
+        manifest: &Manifest,
+        digest: &Digest,
+    ) -> Result<Self, Failure> {
         let id = RecordId::random();
+        let foreign = match has_foreign(manifest) {
+            true => foreign(app, app.repository(repository).await?, manifest).await?,
+            false => Vec::new(),
+        };
         let manifest = ManifestRecord {
             id,
             repository: repository.clone(),
             digest: digest.clone(),
             media_type: manifest.media_type().to_owned(),
             time_ms: app.now_ms().unsigned_abs(),
+            foreign,
             bytes: manifest.raw().clone(),
         };
-        Self { manifest, name: id.to_string(), entry: StoreEntry::ManifestRecord(id).to_string() }
+        Ok(Self { manifest, name: id.to_string(), entry: StoreEntry::ManifestRecord(id).to_string() })
     }
+}
+
+/// Whether it names blobs without needing them.
+fn has_foreign(manifest: &Manifest) -> bool {
+    manifest.blobs().iter().any(|blob| !blob.required)
+}
+
+/// Those of them that can be read in the repository nevertheless.
+async fn foreign(app: &App, repository: Option<RepositoryId>, manifest: &Manifest) -> Result<Vec<Digest>, DbError> {
+    let Some(repository) = repository else { return Ok(Vec::new()) };
+    let named: Vec<Digest> =
+        manifest.blobs().iter().filter(|blob| !blob.required).map(|blob| blob.digest.clone()).collect();
+    let mut foreign: Vec<Digest> = app.db.readable(repository, &named).await?.into_iter().collect();
+    foreign.sort_by_cached_key(ToString::to_string);
+    Ok(foreign)
 }
 
 /// Takes back the record of a manifest that was not accepted. If it stays, the scrub finds it.
@@ -54,12 +82,14 @@ pub(crate) fn tag(app: &App, repository: &RepositoryName, digest: &Digest, moved
 pub(crate) async fn rewrite_manifest(app: &App, row: &ManifestRow) -> anyhow::Result<()> {
     let reference = Reference::Digest(row.digest.clone());
     let Some(stored) = app.db.manifest(row.repository, &reference).await? else { return Ok(()) };
+    let manifest = Manifest::parse(stored.content.clone(), Some(&row.media_type), &app.stored_manifest_limits())?;
     let record = ManifestRecord {
         id: row.record.parse()?,
         repository: row.repository_name.clone(),
         digest: row.digest.clone(),
         media_type: row.media_type.clone(),
         time_ms: row.created_ms.unsigned_abs(),
+        foreign: foreign(app, Some(row.repository), &manifest).await?,
         bytes: stored.content,
     };
     Ok(app.store.put_manifest_record(&record).await?)

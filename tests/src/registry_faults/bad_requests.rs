@@ -376,14 +376,26 @@ fn too_many_of_one(run: &Run) -> CaseResult {
             let upload = client.begin("a/b")?;
             Ok::<_, anyhow::Error>((client.ask("PATCH", &upload, &from(address), bytes)?, upload))
         };
+        // Without a byte nothing is kept, and nobody counts.
+        for _ in 0..=OPEN_OF_ONE {
+            let upload = client.begin("a/b")?;
+            for whole in [true, false] {
+                let mut connection = Connection::open(site.registries[0].addr())?;
+                let headers = [("transfer-encoding", "chunked"), ("x-forwarded-for", "192.0.2.1")];
+                connection.head("PATCH", &upload, &headers)?;
+                if whole {
+                    connection.chunk(&[])?;
+                    connection.response(false)?.is(202, "an empty chunk")?;
+                }
+            }
+            send(&mut client, "192.0.2.1", b"")?.0.is(202, "no bytes")?;
+        }
         let mut open = Vec::new();
         for _ in 0..OPEN_OF_ONE {
             let (response, upload) = send(&mut client, "192.0.2.1", b"xx")?;
             response.is(202, "a chunk")?;
             open.push(upload);
         }
-        // Without a byte nothing is kept, and nobody counts.
-        send(&mut client, "192.0.2.1", b"")?.0.is(202, "no bytes")?;
         let (refused, upload) = send(&mut client, "192.0.2.1", b"xx")?;
         refused.refuses(429, "TOOMANYREQUESTS", "one more")?;
         ensure!(refused.header("retry-after").is_some(), "no Retry-After");

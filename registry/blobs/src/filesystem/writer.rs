@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -213,6 +214,8 @@ impl Commit {
     /// The name of an upload becomes the name of a blob.
     fn place(&self, file: &UploadFile) -> Result<(), StoreError> {
         let path = self.layout.blob(&self.blob);
+        // An upload may have rested for long before its end. The file counts as new until the database knows it.
+        file.file.set_modified(SystemTime::now()).map_err(|error| StoreError::io("date", &file.path, error))?;
         file.rename(&path)?;
         layout::sync_folder(parent(&path)).inspect_err(|_| {
             // Nobody is told that there is a blob, so there shall be none; if this fails too, the scrub finds it.

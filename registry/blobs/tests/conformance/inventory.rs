@@ -64,6 +64,7 @@ fn manifest(seed: u64) -> Result<ManifestRecord> {
         digest: sha256(&bytes),
         media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
         time_ms: 1_700_000_000_000 + seed,
+        foreign: vec![sha256(b"foreign")],
         bytes,
     })
 }

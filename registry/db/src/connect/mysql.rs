@@ -7,7 +7,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use tracing::warn;
 
-use super::{Db, STATEMENTS_CACHED, Writer, pool_options, sqlx_error};
+use super::{Db, STATEMENTS_CACHED, Tables, Writer, pool_options, sqlx_error};
 use crate::migrate;
 use crate::sql::Dialect;
 use crate::{DbConfig, DbError};
@@ -19,7 +19,7 @@ const MYSQL_MIN: (u32, u32) = (8, 0);
 /// Below that, the largest manifests and checkpoints would be refused.
 const PACKET_BYTES_MIN: u64 = 8 << 20;
 
-pub(super) async fn open(options: MySqlConnectOptions, config: &DbConfig) -> Result<Db, DbError> {
+pub(super) async fn open(options: MySqlConnectOptions, config: &DbConfig, tables: Tables) -> Result<Db, DbError> {
     let options = options.charset("utf8mb4").collation("utf8mb4_bin").statement_cache_capacity(STATEMENTS_CACHED);
     // Tables may take longer to change than a statement may take otherwise.
     let few = MySqlPoolOptions::new()
@@ -29,7 +29,7 @@ pub(super) async fn open(options: MySqlConnectOptions, config: &DbConfig) -> Res
         .connect_with(options.clone())
         .await
         .map_err(sqlx_error)?;
-    let opened = prepare(&few, config).await;
+    let opened = prepare(&few, config, tables).await;
     few.close().await;
     let (name, session) = opened?;
     let pool = pool_options::<sqlx::MySql>(config)
@@ -50,7 +50,7 @@ pub(super) async fn open(options: MySqlConnectOptions, config: &DbConfig) -> Res
 const ISOLATION: &str = "set session transaction isolation level read committed";
 
 /// Looks at the server and brings the tables up to date; its name, and what each connection starts with.
-async fn prepare(pool: &MySqlPool, config: &DbConfig) -> Result<(&'static str, String), DbError> {
+async fn prepare(pool: &MySqlPool, config: &DbConfig, tables: Tables) -> Result<(&'static str, String), DbError> {
     let row = sqlx::query("select version(), cast(@@max_allowed_packet as signed)").fetch_one(pool).await;
     let row = row.map_err(sqlx_error)?;
     let version: String = row.try_get(0).map_err(sqlx_error)?;
@@ -66,7 +66,10 @@ async fn prepare(pool: &MySqlPool, config: &DbConfig) -> Result<(&'static str, S
         )));
     }
     check_durability(pool, config).await?;
-    migrate_alone(pool).await?;
+    match tables {
+        Tables::Up => migrate_alone(pool).await?,
+        Tables::AsTheyAre => migrate::expect(&pool.clone().into()).await?,
+    }
     Ok((name, session(mariadb, config.statement_timeout)))
 }
 

@@ -7,7 +7,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use tracing::warn;
 
-use super::{Db, STATEMENTS_CACHED, Writer, pool_options, sqlx_error};
+use super::{Db, STATEMENTS_CACHED, Tables, Writer, pool_options, sqlx_error};
 use crate::migrate;
 use crate::sql::Dialect;
 use crate::{DbConfig, DbError};
@@ -17,7 +17,7 @@ const VERSION_MIN: i64 = 12_00_00;
 /// Any number that nothing else in the database uses.
 const MIGRATION_LOCK: i64 = 0x736b_696d_6d65_7200;
 
-pub(super) async fn open(options: PgConnectOptions, config: &DbConfig) -> Result<Db, DbError> {
+pub(super) async fn open(options: PgConnectOptions, config: &DbConfig, tables: Tables) -> Result<Db, DbError> {
     let options = options.statement_cache_capacity(STATEMENTS_CACHED).application_name("skimmer-registry");
     // Tables may take longer to change than a statement may take otherwise.
     let few = PgPoolOptions::new()
@@ -26,7 +26,7 @@ pub(super) async fn open(options: PgConnectOptions, config: &DbConfig) -> Result
         .connect_with(options.clone())
         .await
         .map_err(sqlx_error)?;
-    let opened = prepare(&few, config).await;
+    let opened = prepare(&few, config, tables).await;
     few.close().await;
     opened?;
     let session = session(config);
@@ -41,7 +41,7 @@ pub(super) async fn open(options: PgConnectOptions, config: &DbConfig) -> Result
     Ok(Db::new(Dialect::Postgres, "postgres", pool.into(), Writer::Pool, config))
 }
 
-async fn prepare(pool: &PgPool, config: &DbConfig) -> Result<(), DbError> {
+async fn prepare(pool: &PgPool, config: &DbConfig, tables: Tables) -> Result<(), DbError> {
     let query = "select current_setting('server_version_num')::bigint, current_setting('server_version'), \
                  current_setting('fsync')";
     let row = sqlx::query(query).fetch_one(pool).await.map_err(sqlx_error)?;
@@ -57,7 +57,10 @@ async fn prepare(pool: &PgPool, config: &DbConfig) -> Result<(), DbError> {
         }
         warn!("{message}");
     }
-    migrate_alone(pool).await
+    match tables {
+        Tables::Up => migrate_alone(pool).await,
+        Tables::AsTheyAre => migrate::expect(&pool.clone().into()).await,
+    }
 }
 
 /// Several processes may start at the same time.

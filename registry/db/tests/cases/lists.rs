@@ -55,6 +55,7 @@ pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
         digest: digest_of(&manifest),
         record: format!("{record:032x}"),
         created_ms: 0,
+        foreign: Vec::new(),
     };
     let many: Vec<_> = (0..REPOSITORIES).map(|number| restored(format!("r{number:05}"), number)).collect();
     db.restore_manifests(&many).await.unwrap();

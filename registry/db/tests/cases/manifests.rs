@@ -178,7 +178,13 @@ pub(crate) async fn referrers_are_listed_in_pages(ground: &Ground) {
     }
     assert_eq!(found.iter().map(|referrer| referrer.digest.clone()).collect::<Vec<_>>(), expected);
     assert_eq!(found[3].artifact_type.as_deref(), Some("application/vnd.test"));
-    assert_eq!(found[3].annotations, r#"{"number":"3"}"#);
+    assert_eq!(found[3].annotations_len, 14);
+    let annotations = db.annotations(&[found[3].id, found[4].id, ManifestId(0)]).await.unwrap();
+    assert_eq!(annotations.len(), 2);
+    assert_eq!(annotations[&found[3].id], r#"{"number":"3"}"#);
+    let types = db.artifact_types(a, &[expected[3].clone(), subject.clone(), digest("none")]).await.unwrap();
+    assert_eq!(types.len(), 2);
+    assert_eq!(types[&expected[3]].as_deref(), Some("application/vnd.test"));
     assert_eq!(db.referrers(a, &digest("none"), ManifestId(0), 10).await.unwrap(), []);
     delete(db, a, &expected[0], 1).await.unwrap();
     assert_eq!(db.referrers(a, &subject, ManifestId(0), 10).await.unwrap().len(), 4);

@@ -1,6 +1,6 @@
 //! Finding what does not fit, and making everything anew.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use db::{
     BlobId, ChangeId, Dangling, Db, ManifestId, ManifestRow, NeededBy, Restored, RestoredBlob, RestoredManifest,
@@ -46,8 +46,9 @@ pub(crate) async fn pages_show_everything(ground: &Ground) {
     let rest = db.blobs_page(blobs[1].id, 2).await.unwrap();
     let keys: HashSet<_> = blobs.iter().chain(&rest).map(|row| row.key).collect();
     assert_eq!(keys, HashSet::from([key(0), key(1), key(2)]));
-    assert_eq!(db.blob_keys_known(&[key(1), key(9)]).await.unwrap(), HashSet::from([key(1)]));
-    assert_eq!(db.blob_keys_known(&[]).await.unwrap(), HashSet::new());
+    let of_keys = db.digests_of_keys(&[key(1), key(9)]).await.unwrap();
+    assert_eq!(of_keys, HashMap::from([(key(1), digest("one"))]));
+    assert_eq!(db.digests_of_keys(&[]).await.unwrap(), HashMap::new());
     let manifests = all_manifests(db).await;
     assert_eq!(manifests.iter().map(|row| row.digest.clone()).collect::<HashSet<_>>(), digests);
     assert_eq!(manifests[0].created_ms, 3);
@@ -159,6 +160,13 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
         manifest,
         record: record.to_owned(),
         created_ms: 3,
+        foreign: Vec::new(),
+    };
+    let foreign = || {
+        image(
+            &[digest("one")],
+            json!({"layers": [{"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": digest("two").to_string(), "size": 7}]}),
+        )
     };
     let manifests = [
         restored("a", image_of("one"), "r1"),
@@ -166,19 +174,16 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
         restored("b", image_of("one"), "r3"),
         restored("a", image_of("one"), "r4"),
         restored("a", image_of("two"), "r2"),
-        // Nobody knows whether this was pushed to the repository.
-        restored(
-            "d",
-            image(
-                &[digest("one")],
-                json!({"layers": [{"mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar", "digest": digest("two").to_string(), "size": 7}]}),
-            ),
-            "r5",
-        ),
+        // Nobody knows whether this was pushed to the repository; of the next one the record says so.
+        restored("d", foreign(), "r5"),
+        RestoredManifest { foreign: vec![digest("two"), digest("gone")], ..restored("e", foreign(), "r6") },
     ];
     let answers = db.restore_manifests(&manifests).await.unwrap();
-    assert_eq!(answers, [new, new, new, superseded, known, new]);
+    assert_eq!(answers, [new, new, new, superseded, known, new, new]);
     assert_eq!(db.link(id(db, "d").await, &digest("two")).await.unwrap(), None);
+    let two = &[digest("two"), digest("gone")];
+    assert_eq!(db.readable(id(db, "d").await, two).await.unwrap(), HashSet::new());
+    assert_eq!(db.readable(id(db, "e").await, two).await.unwrap(), HashSet::from([digest("two")]));
     let restored = |repository: &str, name: &str, content: &str, change| RestoredTag {
         repository: crate::support::repository(repository),
         tag: tag(name),
@@ -199,7 +204,7 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
 
     assert_eq!(tag_digest(db, "a", "t").await, Some(digest_of(&image_of("two"))));
     let (a, b) = (id(db, "a").await, id(db, "b").await);
-    assert_eq!(db.catalog(None, 10).await.unwrap(), ["a", "b", "d"]);
+    assert_eq!(db.catalog(None, 10).await.unwrap(), ["a", "b", "d", "e"]);
     let found = db.manifest(b, &Reference::Tag(tag("t"))).await.unwrap().unwrap();
     assert_eq!(found.content, *image_of("one").raw());
     assert!(db.link(a, &digest("one")).await.unwrap().is_some());

@@ -43,6 +43,23 @@ pub(crate) async fn each_client_has_so_many(ground: &Ground) {
     assert_eq!(db.upload(key(7)).await.unwrap(), None);
     let open = OpenUploads { count: 6, full: ["192.0.2.1".to_owned()].into() };
     assert_eq!(db.open_uploads(2).await.unwrap(), open);
+    // One that is there already is another request's, not one too many; so is one that is a blob.
+    assert!(matches!(save(1, Some("192.0.2.1")).await, Err(CheckpointError::Conflict)));
+    push_blob(db, "a", "blob", 20, 5).await;
+    assert!(matches!(save(20, Some("192.0.2.2")).await, Err(CheckpointError::Conflict)));
+    assert_eq!(db.upload(key(20)).await.unwrap().unwrap().status, UploadStatus::Finished);
+    // Of what is only claimed nothing is kept.
+    let empty = Follows::Nothing { client: Some("192.0.2.3"), most: 2 };
+    for number in 10..15 {
+        assert_eq!(db.save_checkpoint(key(number), &a, "", 0, empty, 5).await.unwrap(), 1);
+    }
+    assert_eq!(db.save_checkpoint(key(10), &a, "x", 1, Follows::Version(1), 5).await.unwrap(), 2);
+    for number in [1, 10, 11, 77] {
+        db.unsave_checkpoint(key(number)).await.unwrap();
+    }
+    assert_eq!(db.upload(key(11)).await.unwrap(), None);
+    assert!(db.upload(key(10)).await.unwrap().is_some() && db.upload(key(1)).await.unwrap().is_some());
+    db.cancel_upload(key(10), &a, 5).await.unwrap();
     // What it has may go on, and what has ended does not count.
     assert_eq!(db.save_checkpoint(key(1), &a, "y", 2, Follows::Version(1), 6).await.unwrap(), 2);
     db.cancel_upload(key(1), &a, 7).await.unwrap();

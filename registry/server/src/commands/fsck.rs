@@ -118,7 +118,8 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
     let mut report = Report::default();
     let rows = blobs(app).await?;
     report.blobs = rows.len() as u64;
-    let mut seen: HashMap<UploadId, Seen> = HashMap::with_capacity(rows.len());
+    // In a folder a process that died may have left another name beside the blob's.
+    let mut seen: HashMap<(UploadId, Option<oci::Digest>), Seen> = HashMap::with_capacity(rows.len());
     let mut orphans = Vec::new();
     let mut records = HashSet::new();
     for shard in Shard::all() {
@@ -128,7 +129,9 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
             report.files += 1;
             report.bytes += found.size_found.unwrap_or(0);
             if let Some(size) = found.size_found {
-                seen.insert(found.key, Seen { size, is_named: found.name.is_some() });
+                let name = found.name.map(|name| name.digest);
+                let is_named = name.is_some();
+                seen.insert((found.key, name), Seen { size, is_named });
             }
         }
         let manifests = app.store.list_manifest_records(shard).await?;
@@ -154,7 +157,8 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
         report.findings.push(Finding::Orphan { entry: entry.to_string() });
     }
     for row in &rows {
-        blob(app, args, &mut report, row, seen.get(&row.key).copied()).await?;
+        let seen = seen.get(&(row.key, Some(row.digest.clone()))).or_else(|| seen.get(&(row.key, None)));
+        blob(app, args, &mut report, row, seen.copied()).await?;
     }
     missing_records(app, args, &mut report, &records).await?;
     let dangling = app.db.dangling_rows(DANGLING_MAX).await?;
@@ -202,7 +206,7 @@ async fn blob(
             let blob = stored(row);
             match app.store.stat(&blob).await? {
                 Some(size) if size == row.size => return Ok(()),
-                _ if app.db.blob_keys_known(&[row.key]).await?.is_empty() => return Ok(()),
+                _ if app.db.digests_of_keys(&[row.key]).await?.is_empty() => return Ok(()),
                 _ => Finding::MissingFile { digest, key, needed_by: Vec::new() },
             }
         }

@@ -2,7 +2,7 @@
 
 use blobs::Shard;
 use db::{ChangeId, Dangling, Restored, RestoredBlob, RestoredManifest, RestoredTag};
-use oci::{Manifest, ManifestLimits};
+use oci::Manifest;
 use serde::Serialize;
 use service::metrics::Metrics;
 
@@ -116,14 +116,7 @@ async fn blobs(app: &App, report: &mut Report) -> anyhow::Result<()> {
 }
 
 async fn manifests(app: &App, report: &mut Report) -> anyhow::Result<()> {
-    // It was accepted once, perhaps under wider limits.
-    let limits = ManifestLimits {
-        size_bytes_max: usize::MAX,
-        descriptors_max: usize::MAX,
-        annotations_max: usize::MAX,
-        urls_max: usize::MAX,
-        ..app.manifest_limits()
-    };
+    let limits = app.stored_manifest_limits();
     for shard in Shard::all() {
         let mut found = Vec::new();
         for entry in app.store.list_manifest_records(shard).await?.entries {
@@ -141,6 +134,7 @@ async fn manifests(app: &App, report: &mut Report) -> anyhow::Result<()> {
                     digest: record.digest,
                     record: entry.name.to_string(),
                     created_ms: i64::try_from(record.time_ms).unwrap_or(i64::MAX),
+                    foreign: record.foreign,
                 }),
                 Err(error) => report.skipped.push(format!("record {}: {error}", entry.name)),
             }

@@ -64,7 +64,7 @@ pub(super) async fn put(
         .map_err(|error| Failure::with_status(error.status(), error.code(), error.to_string()))?;
     // A manifest that is there already has its record; then only tags move.
     let (digest, is_there) = digest_of(app, name, reference, &manifest).await?;
-    let record = records::Record::new(app, name, &manifest, &digest);
+    let record = records::Record::new(app, name, &manifest, &digest).await?;
     if !is_there {
         app.store.put_manifest_record(&record.manifest).await?;
     }

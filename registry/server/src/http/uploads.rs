@@ -1,10 +1,12 @@
 //! Uploads of blobs: begin, send, ask, end, cancel.
 
+use std::time::{Duration, Instant};
+
 use ::http::header::{CONTENT_RANGE, LOCATION, RANGE};
 use ::http::{HeaderValue, Response, StatusCode};
-use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError};
+use blobs::{Checkpoint, FinishError, Receiver, RunningHash, StoreError, StoredBlob};
 use bytes::Bytes;
-use db::{BlobCommit, CheckpointError, Follows, NewBlob, UploadStatus};
+use db::{BlobCommit, CheckpointError, Follows, Linked, NewBlob, UploadStatus};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
@@ -155,16 +157,29 @@ pub(super) async fn patch(
         app.open.has_room(call.client, &app.config.uploads)?;
     }
     let _held = session.held.take();
-    let mut receiver = open(app, session, None).await?;
-    row.claim(app, &mut receiver).await?;
-    let received = receive(app, chunk, incoming, &mut receiver, Some(&mut row)).await?;
-    if receiver.offset() > 0 {
-        row.save(app, &mut receiver).await?;
-    }
-    match received {
+    let received = append(app, session, chunk, incoming, &mut row).await;
+    row.unclaim(app).await;
+    match received? {
         Received::Whole(upload) => Ok(accepted(app, call, name, text, id, upload.offset())),
         Received::Broken(failure) => Err(failure),
     }
+}
+
+/// Receives a chunk, and keeps it.
+async fn append(
+    app: &App,
+    session: Session,
+    chunk: Upload<Chunk>,
+    incoming: &mut Incoming,
+    row: &mut Row<'_>,
+) -> Result<Received, Failure> {
+    let mut receiver = open(app, session, None).await?;
+    row.claim(app, &mut receiver).await?;
+    let received = receive(app, chunk, incoming, Some(&mut receiver), Some(row)).await?;
+    if receiver.offset() > 0 {
+        row.save(app, &mut receiver).await?;
+    }
+    Ok(received)
 }
 
 /// The row of an upload, as this request last saw it.
@@ -174,12 +189,14 @@ struct Row<'c> {
     client: Option<Client>,
     /// None, as long as there is none.
     version: Option<i64>,
+    /// This request made it, and it tells of no bytes.
+    claimed: bool,
 }
 
 impl<'c> Row<'c> {
     fn of(call: &Call, name: &'c RepositoryName, session: &Session) -> Self {
         let version = session.durable.as_ref().map(|durable| durable.version);
-        Self { name, id: session.id, client: call.client, version }
+        Self { name, id: session.id, client: call.client, version, claimed: false }
     }
 
     /// Makes sure that no other process goes on from the same checkpoint, before anything is written: whoever did already has changed
@@ -190,6 +207,16 @@ impl<'c> Row<'c> {
         }
         receiver.hold().await?;
         self.save(app, receiver).await
+    }
+
+    /// Takes the claim back when nothing came of it: an upload of which nothing is kept has no row.
+    async fn unclaim(&mut self, app: &App) {
+        if !self.claimed {
+            return;
+        }
+        if let Err(error) = app.db.unsave_checkpoint(self.id).await {
+            tracing::warn!(%error, id = %self.id, "the row of an upload without bytes stays until it is forgotten");
+        }
     }
 
     /// Makes what arrived durable, and says so to the other processes.
@@ -206,6 +233,7 @@ impl<'c> Row<'c> {
         };
         match app.db.save_checkpoint(self.id, self.name, &state, checkpoint.offset, follows, app.now_ms()).await {
             Ok(version) => {
+                self.claimed = checkpoint.offset == 0 && (self.claimed || self.version.is_none());
                 self.version = Some(version);
                 Ok(())
             }
@@ -273,9 +301,15 @@ async fn complete(
     let offset = chunk.offset();
     let mut receiver = match open(app, session, Some(digest.algorithm())).await {
         Ok(receiver) => receiver,
-        // The bytes were made a blob before the database could be told.
-        Err(Opening::Gone) if app.store.is_committed(id, digest, offset).await? => {
-            return commit(app, call, name, id, digest, offset).await;
+        // The bytes may have been made a blob before the database could be told. Then the last of them come once more.
+        Err(Opening::Gone) => {
+            return match receive(app, chunk, incoming, None, None).await? {
+                Received::Whole(upload) if app.store.is_committed(id, digest, upload.offset()).await? => {
+                    commit(app, call, name, id, digest, upload.offset()).await
+                }
+                Received::Whole(_) => Err(unknown()),
+                Received::Broken(failure) => Err(failure),
+            };
         }
         Err(error) => return Err(error.into()),
     };
@@ -283,7 +317,7 @@ async fn complete(
     if row.version.is_some() && receiver.hold().await? {
         row.claim(app, &mut receiver).await?;
     }
-    let received = receive(app, chunk, incoming, &mut receiver, can_go_on.then_some(&mut row)).await?;
+    let received = receive(app, chunk, incoming, Some(&mut receiver), can_go_on.then_some(&mut row)).await?;
     let upload = match received {
         Received::Whole(upload) => upload,
         Received::Broken(failure) => {
@@ -346,6 +380,7 @@ async fn commit(app: &App, call: &Call, name: &RepositoryName, id: UploadId, dig
             app.cache.changed(linked.repository);
             // Our bytes are one copy too many; the removal is written down already.
             app.removals_wanted();
+            expect_other(app, digest, &linked).await?;
         }
         BlobCommit::Over => {
             app.removals_wanted();
@@ -354,6 +389,23 @@ async fn commit(app: &App, call: &Call, name: &RepositoryName, id: UploadId, dig
     }
     app.metrics.stored(size);
     Ok(created(app, call, name, digest))
+}
+
+/// The bytes that were there before are what is served from now on. If the store, which has just taken ours, has lost them, they are
+/// forgotten, and the next push brings them back.
+async fn expect_other(app: &App, digest: &Digest, linked: &Linked) -> Result<(), Failure> {
+    let link = &linked.link;
+    let blob = StoredBlob { key: link.key, digest: digest.clone(), size: link.size };
+    if app.store.stat(&blob).await? == Some(link.size)
+        || !app.db.digests_of_keys(&[link.key]).await?.contains_key(&link.key)
+    {
+        return Ok(());
+    }
+    tracing::error!(%digest, key = %link.key, "a blob is not in the store, and is forgotten so that a push brings it back");
+    app.db.forget_blob(link.blob, app.now_ms()).await?;
+    app.cache.changed(linked.repository);
+    let message = "the bytes that this registry had of it are lost; push them once more";
+    Err(Failure::later(503, ErrorCode::Unavailable, message, Duration::from_secs(1)))
 }
 
 // === the session ===
@@ -447,17 +499,17 @@ async fn begin_bytes(app: &App, id: UploadId, algorithm: Algorithm) -> Result<Re
 
 // === receiving ===
 
-/// Takes the body of a request, as much of it as is allowed.
+/// Takes the body of a request, as much of it as is allowed. Without a receiver it is only counted.
 async fn receive(
     app: &App,
     mut chunk: Upload<Chunk>,
     incoming: &mut Incoming,
-    receiver: &mut Receiver,
+    mut receiver: Option<&mut Receiver>,
     mut row: Option<&mut Row<'_>>,
 ) -> Result<Received, Failure> {
     let limits = &app.config.uploads;
     let mut body = BodyStream::new(incoming);
-    let mut unsaved = 0;
+    let (mut unsaved, mut saved) = (0, Instant::now());
     loop {
         let frame = match tokio::time::timeout(limits.stall_timeout, body.next()).await {
             Ok(Some(Ok(frame))) => frame,
@@ -476,12 +528,13 @@ async fn receive(
         let Ok(bytes) = frame.into_data() else { continue };
         chunk.take(bytes.len() as u64)?;
         unsaved += bytes.len() as u64;
+        let Some(receiver) = &mut receiver else { continue };
         push(receiver, bytes).await?;
-        if unsaved >= limits.checkpoint_every.as_u64()
-            && let Some(row) = &mut row
-        {
+        // Or it would be forgotten, however slowly it comes.
+        let is_due = || unsaved >= limits.checkpoint_every.as_u64() || saved.elapsed() >= limits.expiry / 4;
+        if let Some(row) = row.as_mut().filter(|_| is_due()) {
             row.save(app, receiver).await?;
-            unsaved = 0;
+            (unsaved, saved) = (0, Instant::now());
         }
     }
     Ok(Received::Whole(chunk.end()?))

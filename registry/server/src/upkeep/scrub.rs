@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use blobs::{Shard, StoreEntry, StoreError, TagRecordName};
+use blobs::{Shard, StoreEntry, StoreError, StoreKind, TagRecordName};
 use db::{ChangeId, DbError};
 
 use crate::app::App;
@@ -50,14 +50,24 @@ pub(crate) async fn strays(app: &App, shard: Shard, grace: Duration) -> Result<V
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     let before = app.now_ms().unsigned_abs().saturating_sub(grace_ms);
     let mut strays = Vec::new();
+    let own_bytes = app.config.store.kind == StoreKind::Filesystem;
 
     let mut blobs = app.store.list_blobs(shard).await?.entries;
     blobs.retain(|blob| blob.modified_ms <= before);
     for page in blobs.chunks(BATCH) {
         let keys: Vec<_> = page.iter().map(|blob| blob.key).collect();
-        let known = app.db.blob_keys_known(&keys).await?;
-        let unknown = page.iter().filter(|blob| !known.contains(&blob.key));
-        strays.extend(unknown.map(|blob| blob.name.clone().map_or(StoreEntry::Bytes(blob.key), StoreEntry::Blob)));
+        let known = app.db.digests_of_keys(&keys).await?;
+        for blob in page {
+            let is_blob = known.get(&blob.key).is_some_and(|digest| match &blob.name {
+                // In a folder each name has bytes of its own: a process that died may have left one beside the blob's. In object storage
+                // they are the blob's.
+                Some(name) if own_bytes => name.digest == *digest,
+                _ => true,
+            });
+            if !is_blob {
+                strays.push(blob.name.clone().map_or(StoreEntry::Bytes(blob.key), StoreEntry::Blob));
+            }
+        }
     }
 
     let mut manifests = app.store.list_manifest_records(shard).await?.entries;

@@ -27,19 +27,19 @@ pub(super) async fn run(app: Arc<App>) {
     }
 }
 
-/// Uploads that have a row.
+/// Uploads that have a row. First the row goes, unless somebody has gone on with it meanwhile: then nobody can any more. What cannot be
+/// discarded at this moment is left behind, and found there.
 async fn expired(app: &App) -> Result<(), DbError> {
     let before = app.now_ms() - expiry_ms(app);
     loop {
         let rows = app.db.expired_uploads(before, BATCH).await?;
-        let mut forgotten = 0;
-        for row in &rows {
-            if discard(app, row.id, state(row).as_ref()).await && app.db.forget_upload(row.id, before).await? {
-                forgotten += 1;
-            }
-        }
-        if forgotten == 0 {
+        if rows.is_empty() {
             return Ok(());
+        }
+        for row in &rows {
+            if app.db.forget_upload(row.id, before).await? {
+                discard(app, row.id, state(row).as_ref()).await;
+            }
         }
     }
 }
