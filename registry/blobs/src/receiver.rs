@@ -26,6 +26,9 @@ pub struct Receiver {
     offset: u64,
 }
 
+/// With so many bytes there it pays to prepare for them.
+const MANY_BYTES: usize = 128 * 1024;
+
 enum Stage {
     Idle(Idle),
     /// A full buffer is being hashed and written.
@@ -96,7 +99,13 @@ impl Receiver {
                 self.stage = Stage::Writing(tokio::spawn(write));
             }
             let offset = self.offset;
-            let taken = self.filling.get_or_insert_with(|| Buffer::take(offset)).fill(&bytes);
+            let buffer = self.filling.get_or_insert_with(|| Buffer::take(offset));
+            let taken = buffer.fill(&bytes);
+            if buffer.as_ref().len() >= MANY_BYTES
+                && let Stage::Idle(idle) = &mut self.stage
+            {
+                idle.writer.prepare();
+            }
             self.offset += taken as u64;
             bytes = bytes.split_off(taken);
         }

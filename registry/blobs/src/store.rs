@@ -94,6 +94,9 @@ pub trait BlobWriter: Send {
         Ok(false)
     }
 
+    /// Many bytes are coming: what can be done before they are there may begin.
+    fn prepare(&mut self) {}
+
     /// Appends the bytes, and takes them into the hash.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::OptionFuture;
 use oci::upload::UploadId;
 use proto::Digest;
 use rustix::fs::{Advice, fadvise};
@@ -28,6 +29,8 @@ pub(super) struct FileWriter {
     id: UploadId,
     /// Not there before the first bytes are.
     file: Option<Arc<UploadFile>>,
+    /// It is being made while bytes come.
+    making: Option<JoinHandle<Result<UploadFile, StoreError>>>,
     /// Bytes in the file.
     written: u64,
     /// Bytes that a checkpoint covers.
@@ -51,7 +54,7 @@ const REHASH_BYTES: usize = 1 << 20;
 
 impl FileWriter {
     pub(super) fn begin(layout: Arc<Layout>, id: UploadId) -> Self {
-        Self { layout, id, file: None, written: 0, durable: 0, named: false, synced: 0, sync: None }
+        Self { layout, id, file: None, making: None, written: 0, durable: 0, named: false, synced: 0, sync: None }
     }
 
     pub(super) async fn resume(layout: Arc<Layout>, id: UploadId, offset: u64) -> Result<Self, StoreError> {
@@ -62,17 +65,39 @@ impl FileWriter {
         let folders = Arc::clone(&layout);
         let file = unless_busy(move || UploadFile::resume(&folders, id, offset)).await?;
         let file = Some(Arc::new(file));
-        Ok(Self { layout, id, file, written: offset, durable: offset, named: true, synced: offset, sync: None })
+        Ok(Self {
+            layout,
+            id,
+            file,
+            making: None,
+            written: offset,
+            durable: offset,
+            named: true,
+            synced: offset,
+            sync: None,
+        })
     }
 
     async fn file(&mut self) -> Result<Arc<UploadFile>, StoreError> {
         if let Some(file) = &self.file {
             return Ok(Arc::clone(file));
         }
+        if let Some(file) = self.made().await {
+            return Ok(file);
+        }
         let (layout, id) = (Arc::clone(&self.layout), self.id);
         let file = Arc::new(unless_busy(move || UploadFile::create(&layout, id)).await?);
         self.file = Some(Arc::clone(&file));
         Ok(file)
+    }
+
+    /// The file, if it was prepared. Whatever went wrong with that is found again.
+    async fn made(&mut self) -> Option<Arc<UploadFile>> {
+        if let Some(Ok(Ok(file))) = OptionFuture::from(self.making.as_mut()).await {
+            self.file = Some(Arc::new(file));
+        }
+        self.making = None;
+        self.file.clone()
     }
 
     /// Starts a sync beside the writing, once the one before has ended.
@@ -97,6 +122,13 @@ impl FileWriter {
 impl BlobWriter for FileWriter {
     async fn hold(&mut self) -> Result<bool, StoreError> {
         self.file().await.map(|_| true)
+    }
+
+    fn prepare(&mut self) {
+        if self.file.is_none() && self.making.is_none() {
+            let (layout, id) = (Arc::clone(&self.layout), self.id);
+            self.making = Some(tokio::task::spawn_blocking(move || UploadFile::create(&layout, id)));
+        }
     }
 
     async fn write(&mut self, bytes: Bytes, mut hash: RunningHash) -> Result<RunningHash, StoreError> {
@@ -151,6 +183,7 @@ impl BlobWriter for FileWriter {
         let layout = Arc::clone(&self.layout);
         let (offset, durable) = (self.written, self.durable);
         // From here on the job owns the file, and cleans up after itself whatever becomes of the request.
+        self.made().await;
         let file = self.file.take();
         let commit = Commit { layout, blob, file, last, offset, durable, hash };
         unless_busy(move || commit.clone().run()).await
@@ -159,6 +192,13 @@ impl BlobWriter for FileWriter {
 
 impl Drop for FileWriter {
     fn drop(&mut self) {
+        if let (Some(making), Ok(runtime)) = (self.making.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(async move {
+                if let Ok(Ok(file)) = making.await {
+                    let _ = tokio::task::spawn_blocking(move || file.abandon(0)).await;
+                }
+            });
+        }
         let (Some(file), durable) = (self.file.take(), self.durable) else { return };
         let clean_up = move || file.abandon(durable);
         match tokio::runtime::Handle::try_current() {
