@@ -81,6 +81,8 @@ pub struct Finished {
 pub struct Memory {
     /// Resident now (`VmRSS`).
     pub resident_bytes: u64,
+    /// Of that, what is no file's (`RssAnon`).
+    pub private_bytes: u64,
     /// The most that ever was resident (`VmHWM`).
     pub peak_bytes: u64,
 }
@@ -383,7 +385,11 @@ impl Proc {
                 text.lines().find_map(|line| line.strip_prefix(name)).context("process has no memory any more")?;
             Ok(line.trim().trim_end_matches(" kB").parse()?)
         };
-        Ok(Memory { resident_bytes: kib("VmRSS:")? * 1024, peak_bytes: kib("VmHWM:")? * 1024 })
+        Ok(Memory {
+            resident_bytes: kib("VmRSS:")? * 1024,
+            private_bytes: kib("RssAnon:")? * 1024,
+            peak_bytes: kib("VmHWM:")? * 1024,
+        })
     }
 
     /// Waits until `ready` says so.

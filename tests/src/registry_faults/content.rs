@@ -13,6 +13,7 @@ pub(crate) const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const FOREIGN_LAYER: &str = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
 const OCTETS: (&str, &str) = ("content-type", "application/octet-stream");
 
 /// Bytes and their name.
@@ -63,6 +64,19 @@ impl Manifest {
     /// An image. Another `name` is another image.
     pub(crate) fn image(name: &str, layers: &[Blob]) -> Self {
         Self::artifact(name, layers, None)
+    }
+
+    /// An image whose layer is to be had elsewhere, and need not be pushed: it may be taken out of its blobs.
+    pub(crate) fn foreign(name: &str, layer: Blob) -> Self {
+        let mut image = Self::image(name, &[]);
+        let mut document: Value = serde_json::from_slice(&image.bytes).expect("made of JSON");
+        let mut descriptor = layer.descriptor(FOREIGN_LAYER);
+        descriptor["urls"] = json!(["https://example.com/layer"]);
+        document["layers"] = json!([descriptor]);
+        let Self { digest, bytes, .. } = Self::of(IMAGE, document.to_string());
+        (image.digest, image.bytes) = (digest, bytes);
+        image.blobs.push(layer);
+        image
     }
 
     /// An image that refers to another manifest.

@@ -91,11 +91,25 @@ impl Content {
         client.mount(OTHER, &shared, Some(REPOSITORY))?.is(201, "mount")?;
         client.push(OTHER, &mounted.blobs[0])?;
         client.put_manifest(OTHER, "latest", &mounted)?.is(201, "push of a manifest")?;
+        // Layers that are to be had elsewhere: one that is pushed nevertheless, and one that is not.
+        let kept = Manifest::foreign("kept", blob(30));
+        let mut elsewhere = Manifest::foreign("elsewhere", blob(31));
+        elsewhere.blobs.pop();
+        client.push_image(REPOSITORY, "kept", &kept)?;
+        client.push_image(REPOSITORY, "elsewhere", &elsewhere)?;
         // Begun and not ended.
         let upload = client.begin(REPOSITORY)?;
         client.patch(&upload, 0, &[7; 1000])?.is(202, "a chunk")?;
         Ok(Self {
-            tagged: vec![("again", middle), ("v1", old), ("back", back), ("index", index), ("latest", new)],
+            tagged: vec![
+                ("again", middle),
+                ("v1", old),
+                ("back", back),
+                ("index", index),
+                ("latest", new),
+                ("kept", kept),
+                ("elsewhere", elsewhere),
+            ],
             untagged: vec![long],
             referrers: vec![signature, early],
             gone_tags: vec!["brief", "dropped"],

@@ -33,6 +33,7 @@ pub(super) fn cases() -> Vec<Case> {
             "registry uploads: one that comes slowly is not forgotten, one that rests is, in a bucket",
             slow_objects,
         ),
+        anywhere("registry uploads: a hundred that somebody holds do not keep what rests, in a folder", held),
         anywhere(
             "registry uploads: the last bytes are sent again after the database failed to take the blob",
             once_more,
@@ -89,6 +90,41 @@ fn slow(run: &Run, database: Database, storage: Storage) -> CaseResult {
     })?;
     site.wait_no_uploads()?;
     site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+/// Requests that send nothing for longer than an upload may rest hold their files, more of them than one look finds.
+fn held(run: &Run) -> CaseResult {
+    let servers = Servers::start(run, Database::Sqlite, Storage::Files)?;
+    let config = servers.config("", "", &format!("[uploads]\nexpiry = \"{}s\"\n", EXPIRY.as_secs()));
+    let site = Site::start(run, servers, 1, &config)?;
+    let mut client = site.client();
+    let mut begin = || {
+        let upload = client.begin("a/b")?;
+        client.patch(&upload, 0, b"xx")?.is(202, "a chunk")?;
+        anyhow::Ok(upload)
+    };
+    let mut stalled = Vec::new();
+    for _ in 0..110 {
+        let upload = begin()?;
+        let mut connection = Connection::open(site.registries[0].addr())?;
+        connection.head("PATCH", &upload, &[("transfer-encoding", "chunked")])?;
+        connection.chunk(b"xx")?;
+        stalled.push((upload, connection));
+    }
+    let rested = begin()?;
+    wait_until("what rests is forgotten", SETTLE, || Ok(client.get(&rested)?.status == 404))?;
+    let files = || anyhow::Ok(site.servers.stored("uploads/")?.len());
+    wait_until("only what is held has a file", SETTLE, || Ok(files()? <= stalled.len()))?;
+    ensure!(files()? == stalled.len(), "{} files of {} uploads that are held", files()?, stalled.len());
+    // They were forgotten under their hands, and are told so.
+    for (upload, mut connection) in stalled {
+        connection.chunk(&[])?;
+        let response = connection.response(false)?;
+        ensure!((400..500).contains(&response.status), "went on with what was forgotten: {}", response.told());
+        client.get(&upload)?.refuses(404, "BLOB_UPLOAD_UNKNOWN", "an upload that was forgotten")?;
+    }
+    site.wait_no_uploads()?;
     Ok(Outcome::Passed)
 }
 

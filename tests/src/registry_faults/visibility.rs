@@ -1,12 +1,13 @@
 //! Who sees a blob, and for how long.
 
 use std::{
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::Run;
+use harness::{Proc, Run};
 
 use super::{
     content::{Blob, Manifest},
@@ -26,6 +27,7 @@ const SHORT: &str = "[gc]\nlease = \"4s\"\ninterval = \"100ms\"\n";
 pub(super) fn cases() -> Vec<Case> {
     vec![
         anywhere("registry visibility: a blob is 404 without a link, a mount makes one", links),
+        anywhere("registry visibility: referrers with long annotations come in pages that fit into memory", long),
         anywhere("registry collector: what nothing needs goes, what was looked at or mounted stays", leases),
         anywhere(
             "registry collector: manifests without a tag go only if nothing holds them, and only if asked",
@@ -91,6 +93,59 @@ fn is_gone(client: &mut Client, site: &Site, repository: &str, blob: &Blob) -> R
         let seen = client.get(&blob.path(repository))?.status;
         Ok(seen == 404 && !site.servers.stored("blobs/")?.iter().any(|name| name.contains(&hex)))
     })
+}
+
+/// Each as long as a manifest may be.
+fn long(run: &Run) -> CaseResult {
+    const COUNT: usize = 24;
+    let mut site = Site::simple(run, "")?;
+    let mut client = site.client();
+    let subject = Manifest::image("subject", &[]);
+    client.push_image("a/b", "t", &subject)?;
+    let mut expected = Vec::new();
+    for number in 0..COUNT {
+        let name = format!("{number}{}", "x".repeat(3_900_000));
+        let artifact = Manifest::artifact(&name, &[], Some(&subject));
+        client.push_image("a/b", "", &artifact)?;
+        expected.push(vec![artifact.digest.to_string()]);
+    }
+    expected.sort();
+    let process: &Proc = site.registries[0].process();
+    let before = process.memory()?.private_bytes;
+    let done = AtomicBool::new(false);
+    let (pages, most) = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = before;
+            while !done.load(Ordering::Relaxed) {
+                most = most.max(process.memory()?.private_bytes);
+                thread::sleep(Duration::from_millis(1));
+            }
+            anyhow::Ok(most)
+        });
+        let pages = referrer_pages(&mut client, &subject);
+        done.store(true, Ordering::Relaxed);
+        let most = watch.join().map_err(|_| anyhow::anyhow!("the memory's watch panicked"))?;
+        anyhow::Ok((pages?, most?))
+    })?;
+    ensure!(pages == expected, "{} pages, though two of {COUNT} referrers do not fit into one: {pages:?}", pages.len());
+    let grown = most.saturating_sub(before) / 1_000_000;
+    ensure!(grown < 60, "{grown} MB more for a list in pages of four");
+    Ok(Outcome::Passed)
+}
+
+/// The digests of each page.
+fn referrer_pages(client: &mut Client, subject: &Manifest) -> Result<Vec<Vec<String>>> {
+    let mut pages = Vec::new();
+    let mut next = Some(format!("/v2/a/b/referrers/{}", subject.digest));
+    while let Some(path) = next {
+        let response = client.get(&path)?.is(200, "a page of referrers")?;
+        let list = response.json()?;
+        let referrers = list["manifests"].as_array().context("no list of referrers")?.iter();
+        pages.push(referrers.map(|one| one["digest"].as_str().unwrap_or_default().to_owned()).collect());
+        let link = response.header("link").and_then(|link| link.strip_prefix('<')?.split_once('>'));
+        next = link.map(|(path, _)| path.to_owned());
+    }
+    Ok(pages)
 }
 
 fn leases(run: &Run) -> CaseResult {

@@ -58,24 +58,13 @@ impl FileWriter {
     }
 
     pub(super) async fn resume(layout: Arc<Layout>, id: UploadId, offset: u64) -> Result<Self, StoreError> {
+        let mut writer = Self::begin(Arc::clone(&layout), id);
         // Nothing was written for an empty upload.
-        if offset == 0 {
-            return Ok(Self::begin(layout, id));
+        if offset > 0 {
+            writer.file = Some(Arc::new(unless_busy(move || UploadFile::resume(&layout, id, offset)).await?));
+            (writer.written, writer.durable, writer.synced, writer.named) = (offset, offset, offset, true);
         }
-        let folders = Arc::clone(&layout);
-        let file = unless_busy(move || UploadFile::resume(&folders, id, offset)).await?;
-        let file = Some(Arc::new(file));
-        Ok(Self {
-            layout,
-            id,
-            file,
-            making: None,
-            written: offset,
-            durable: offset,
-            named: true,
-            synced: offset,
-            sync: None,
-        })
+        Ok(writer)
     }
 
     async fn file(&mut self) -> Result<Arc<UploadFile>, StoreError> {

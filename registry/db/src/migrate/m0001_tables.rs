@@ -1,23 +1,14 @@
 //! The first tables.
 
-use sea_orm::{DbBackend, DbErr};
-use sea_orm_migration::{MigrationName, MigrationTrait, SchemaManager, async_trait};
+use sea_orm::{DbBackend, DbErr, DeriveMigrationName};
+use sea_orm_migration::{MigrationTrait, SchemaManager, async_trait};
 
+/// Its name is this file's.
+#[derive(DeriveMigrationName)]
 pub(super) struct Migration;
-
-impl MigrationName for Migration {
-    fn name(&self) -> &str {
-        "m0001_tables"
-    }
-}
 
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
-    fn use_transaction(&self) -> Option<bool> {
-        // MySQL ends a transaction at each of these statements.
-        None
-    }
-
     // As the trait has it: `async_trait` tells a lifetime that is written from one that is not.
     #[expect(elided_lifetimes_in_paths)]
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use blobs::{Checkpoint, StoreError, WriterState};
 use db::{DbError, UploadRow};
+use futures_util::{StreamExt as _, stream};
 use oci::upload::UploadId;
 
 use crate::app::App;
@@ -12,6 +13,7 @@ use crate::app::App;
 /// How often is looked for them.
 const INTERVAL: Duration = Duration::from_secs(60);
 const BATCH: u64 = 100;
+const DISCARDED_AT_A_TIME: usize = 16;
 
 pub(super) async fn run(app: Arc<App>) {
     loop {
@@ -36,11 +38,13 @@ async fn expired(app: &App) -> Result<(), DbError> {
         if rows.is_empty() {
             return Ok(());
         }
+        let mut forgotten = Vec::with_capacity(rows.len());
         for row in &rows {
             if app.db.forget_upload(row.id, before).await? {
-                discard(app, row.id, state(row).as_ref()).await;
+                forgotten.push((row.id, state(row)));
             }
         }
+        discard(app, forgotten).await;
     }
 }
 
@@ -53,11 +57,8 @@ pub(crate) async fn left_behind(app: &App) -> Result<u64, String> {
     let mut count = 0;
     for ids in old.chunks(BATCH as usize) {
         let known = app.db.known_uploads(ids).await.map_err(|error| error.to_string())?;
-        for id in ids.iter().filter(|id| !known.contains(id)) {
-            if discard(app, *id, None).await {
-                count += 1;
-            }
-        }
+        let unknown = ids.iter().filter(|id| !known.contains(id)).map(|id| (*id, None));
+        count += discard(app, unknown.collect()).await;
     }
     Ok(count)
 }
@@ -66,16 +67,18 @@ fn state(row: &UploadRow) -> Option<WriterState> {
     serde_json::from_str::<Checkpoint>(&row.state).ok().map(|checkpoint| checkpoint.writer)
 }
 
-async fn discard(app: &App, id: UploadId, state: Option<&WriterState>) -> bool {
-    match app.store.discard(id, state).await {
-        Ok(()) => true,
-        // Somebody goes on with it at this moment.
-        Err(StoreError::Busy) => false,
+/// Takes back their space, and tells of how many it could.
+async fn discard(app: &App, uploads: Vec<(UploadId, Option<WriterState>)>) -> u64 {
+    // Several at a time: the store waits a moment for each that somebody goes on with.
+    let discarded = stream::iter(uploads).map(async |(id, state)| match app.store.discard(id, state.as_ref()).await {
+        Ok(()) => 1,
+        Err(StoreError::Busy) => 0,
         Err(error) => {
             tracing::warn!(%id, %error, "an upload cannot be discarded");
-            false
+            0
         }
-    }
+    });
+    discarded.buffer_unordered(DISCARDED_AT_A_TIME).fold(0, async |sum, one| sum + one).await
 }
 
 fn expiry_ms(app: &App) -> i64 {
