@@ -35,8 +35,12 @@ pub(super) fn cases() -> Vec<Case> {
         ),
         anywhere("registry uploads: a hundred that somebody holds do not keep what rests, in a folder", held),
         anywhere(
-            "registry uploads: the last bytes are sent again after the database failed to take the blob",
-            once_more,
+            "registry uploads: the last bytes are sent again after the database failed to take the blob, in a folder",
+            once_more_files,
+        ),
+        anywhere(
+            "registry uploads: the last bytes are sent again after the database failed to take the blob, in a bucket",
+            once_more_objects,
         ),
     ]
 }
@@ -128,9 +132,19 @@ fn held(run: &Run) -> CaseResult {
     Ok(Outcome::Passed)
 }
 
+fn once_more_files(run: &Run) -> CaseResult {
+    once_more(run, Storage::Files)
+}
+
+fn once_more_objects(run: &Run) -> CaseResult {
+    once_more(run, Storage::S3(S3Kind::Versitygw))
+}
+
 /// The bytes become a blob, the database does not take it, and the client sends its last request again.
-fn once_more(run: &Run) -> CaseResult {
-    let mut site = Site::simple(run, "[gc]\nenabled = false\n")?;
+fn once_more(run: &Run, storage: Storage) -> CaseResult {
+    let servers = Servers::start(run, Database::Sqlite, storage)?;
+    let config = servers.config("", "", "[gc]\nenabled = false\n");
+    let mut site = Site::start(run, servers, 1, &config)?;
     let mut client = site.client();
     client.push("a/b", &Blob::random(1000, 690)).context("the repository is there")?;
     let log = site.servers.folder.join("registry.db-wal");
@@ -148,6 +162,11 @@ fn once_more(run: &Run) -> CaseResult {
         ensure!(strace.injected()? > 0, "nothing failed, nothing was tested");
         strace.detach()?;
         client.get(&blob.path("a/b"))?.refuses(404, "BLOB_UNKNOWN", "what was not acknowledged")?;
+        if !last.is_empty() {
+            let other = Blob::of([first, &vec![0; last.len()]].concat());
+            let refused = client.finish(&upload, &other.digest, &vec![0; last.len()])?;
+            ensure!([404, 409].contains(&refused.status), "another end than before: {}", refused.told());
+        }
         client.finish(&upload, &blob.digest, last)?.is(201, &format!("the last {} bytes again", last.len()))?;
         client.pulls_blob("a/b", &blob)?;
     }

@@ -143,6 +143,9 @@ impl From<StoreError> for Failure {
                 "another request writes to this upload",
                 RETRY_AFTER_DEFAULT,
             ),
+            StoreError::Taken => {
+                Self::with_status(409, ErrorCode::BlobUploadInvalid, "this upload was ended with another content")
+            }
             StoreError::TooLarge { max } => {
                 Self::with_status(413, ErrorCode::SizeInvalid, format!("a blob has at most {max} bytes here"))
             }
