@@ -28,11 +28,12 @@ use url::Url;
 use self::layout::Layout;
 use self::writer::FileWriter;
 use crate::error::StoreError;
+use crate::identity::StoreIdentity;
 use crate::name::{RecordId, Shard, StoreEntry, StoredBlob, TagRecordName};
 use crate::record::{ManifestRecord, TagRecord};
 use crate::store::{
-    Backend, BlobBody, BlobRead, BlobRemove, BlobWrite, BlobWriter, FoundBlob, FoundRecord, FoundUpload, Inventory,
-    Listing, Records, WriterState,
+    Backend, BlobBody, BlobRead, BlobRemove, BlobWrite, BlobWriter, FoundBlob, FoundRecord, FoundUpload, Identity,
+    Inventory, Listing, Records, WriterState,
 };
 
 /// The backend.
@@ -186,6 +187,27 @@ impl Records for Filesystem {
 
     async fn put_blob_name(&self, _: &StoredBlob) -> Result<(), StoreError> {
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Identity for Filesystem {
+    async fn identity(&self) -> Result<Option<StoreIdentity>, StoreError> {
+        self.with_layout(|layout| match fs::read(layout.identity()) {
+            Ok(content) => StoreIdentity::decode(&content).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", layout.identity(), error)),
+        })
+        .await
+    }
+
+    async fn put_identity(&self, identity: &StoreIdentity) -> Result<(), StoreError> {
+        let content = identity.encode();
+        self.with_layout(move |layout| layout.put(&layout.identity(), &content)).await
+    }
+
+    async fn is_empty(&self) -> Result<bool, StoreError> {
+        self.with_layout(listing::is_empty).await
     }
 }
 

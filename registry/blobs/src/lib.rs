@@ -24,6 +24,7 @@ mod config;
 mod error;
 mod filesystem;
 mod hash;
+mod identity;
 mod name;
 mod object;
 mod pool;
@@ -36,13 +37,14 @@ use std::sync::Arc;
 pub use config::{S3Config, StoreConfig, StoreKind};
 pub use error::{Cause, FinishError, StoreError};
 pub use hash::{HashState, InvalidHashState, RunningHash};
+pub use identity::StoreIdentity;
 pub use name::{InvalidName, RecordId, Shard, StoreEntry, StoredBlob, TagRecordName};
 pub use object::ObjectState;
 pub use receiver::{Checkpoint, Receiver};
 pub use record::{InvalidRecord, ManifestRecord, TagRecord};
 pub use store::{
     Backend, BlobBody, BlobRead, BlobRemove, BlobWrite, BlobWriter, Finished, FoundBlob, FoundRecord, FoundUpload,
-    Inventory, Listing, Records, Store, WriterState,
+    Identity, Inventory, Listing, Records, Store, WriterState,
 };
 
 /// Opens the store that is configured: folders are made, a bucket must be there.

@@ -134,6 +134,12 @@ impl TagRecordName {
         self.change
     }
 
+    /// The same for all records of a tag.
+    #[must_use]
+    pub const fn of(self) -> [u8; 16] {
+        self.of
+    }
+
     /// Where the record lies: all changes of a tag in the same place.
     #[must_use]
     pub const fn shard(self) -> Shard {

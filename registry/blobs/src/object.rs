@@ -34,11 +34,12 @@ pub use self::state::ObjectState;
 use self::writer::ObjectWriter;
 use crate::config::S3Config;
 use crate::error::StoreError;
+use crate::identity::StoreIdentity;
 use crate::name::{RecordId, Shard, StoreEntry, StoredBlob, TagRecordName};
 use crate::record::{ManifestRecord, TagRecord};
 use crate::store::{
-    Backend, BlobBody, BlobRead, BlobRemove, BlobWrite, BlobWriter, FoundBlob, FoundRecord, FoundUpload, Inventory,
-    Listing, Records, WriterState,
+    Backend, BlobBody, BlobRead, BlobRemove, BlobWrite, BlobWriter, FoundBlob, FoundRecord, FoundUpload, Identity,
+    Inventory, Listing, Records, WriterState,
 };
 
 /// The backend.
@@ -146,6 +147,30 @@ impl Records for ObjectStorage {
 
     async fn put_blob_name(&self, blob: &StoredBlob) -> Result<(), StoreError> {
         self.shared.put_name(blob).await
+    }
+}
+
+#[async_trait]
+impl Identity for ObjectStorage {
+    async fn identity(&self) -> Result<Option<StoreIdentity>, StoreError> {
+        match self.shared.get(&self.shared.keys.identity()).await {
+            Ok(content) => StoreIdentity::decode(&content).map(Some),
+            Err(StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_identity(&self, identity: &StoreIdentity) -> Result<(), StoreError> {
+        self.shared.put(&self.shared.keys.identity(), identity.encode().into()).await
+    }
+
+    async fn is_empty(&self) -> Result<bool, StoreError> {
+        for folder in self.shared.keys.folders() {
+            if self.shared.has_any(&folder).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Records: what is needed to rebuild the database from the store alone.
 //!
-//! One line of JSON, then, for a manifest, its bytes. A record is complete when the line ends and the bytes have the digest
-//! that the line names, so a torn or changed one is recognised.
+//! One line of JSON, which ends with a checksum of the rest of it; then, for a manifest, its bytes. A record is whole when the checksum
+//! is right and the bytes have the digest that the line names, so a torn or changed one is recognised.
 
 use bytes::Bytes;
 use oci::{RepositoryName, TagName};
-use proto::Digest;
+use proto::{Algorithm, Digest};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{RecordId, TagRecordName};
@@ -29,18 +30,21 @@ pub struct ManifestRecord {
     pub bytes: Bytes,
 }
 
-/// Where a tag points to, as it lies in the store.
+/// Where a tag points to, or that it is gone, as it lies in the store. Of several records of a tag the one with the highest change is
+/// right, so it does not matter in which order they are written: one is removed only when there is a higher one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TagRecord {
     /// The repository.
     pub repository: RepositoryName,
     /// The tag.
     pub tag: TagName,
-    /// The manifest it points to.
+    /// The manifest it points to, or pointed to before it went.
     pub digest: Digest,
-    /// The number of the change that moved it; of several records of a tag the highest is right.
+    /// The tag was deleted.
+    pub gone: bool,
+    /// The number of the change that moved or deleted it.
     pub change: u64,
-    /// When it was moved, milliseconds since 1970.
+    /// When that was, milliseconds since 1970.
     pub time_ms: u64,
 }
 
@@ -54,6 +58,9 @@ pub enum InvalidRecord {
     /// The first line is not what it should be.
     #[error("the record's first line cannot be read: {0}")]
     Header(String),
+    /// The first line does not have the checksum that it ends with.
+    #[error("the record's first line was changed after it was written")]
+    Checksum,
     /// The manifest's bytes do not have the digest that the line names.
     #[error("the manifest in the record has the digest {computed}")]
     Digest {
@@ -71,6 +78,14 @@ pub enum InvalidRecord {
 /// Longer lines are not read: ten thousand foreign blobs, and the longest repository name, media type, tag and digest are below it.
 const HEADER_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// A first line and its checksum: BLAKE3 of the line without it, the first 16 bytes in hexadecimal.
+#[derive(Serialize, Deserialize)]
+struct Line<H> {
+    #[serde(flatten)]
+    header: H,
+    sum: String,
+}
+
 #[derive(Serialize, Deserialize)]
 struct ManifestHeader {
     v: u8,
@@ -82,18 +97,26 @@ struct ManifestHeader {
     foreign: Vec<Digest>,
 }
 
+/// What every form has.
+#[derive(Deserialize)]
+struct Version {
+    v: u8,
+}
+
 #[derive(Serialize, Deserialize)]
 struct TagHeader {
     v: u8,
     repository: RepositoryName,
     tag: TagName,
     digest: Digest,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    gone: bool,
     change: u64,
     time_ms: u64,
 }
 
 /// The form of records that this version writes, and the only one there is.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 // === impl ManifestRecord ===
 
@@ -107,7 +130,7 @@ impl ManifestRecord {
             time_ms: self.time_ms,
             foreign: self.foreign.clone(),
         };
-        let mut text = line(&header);
+        let mut text = line(header);
         text.extend_from_slice(&self.bytes);
         text.into()
     }
@@ -115,7 +138,6 @@ impl ManifestRecord {
     pub(crate) fn decode(id: RecordId, content: &Bytes) -> Result<Self, InvalidRecord> {
         let (header, rest) = split(content)?;
         let header: ManifestHeader = read(header)?;
-        version(header.v)?;
         let bytes = content.slice(rest..);
         let computed = Digest::of(header.digest.algorithm(), &bytes);
         if computed != header.digest {
@@ -141,18 +163,17 @@ impl TagRecord {
             repository: self.repository.clone(),
             tag: self.tag.clone(),
             digest: self.digest.clone(),
+            gone: self.gone,
             change: self.change,
             time_ms: self.time_ms,
         };
-        line(&header).into()
+        line(header).into()
     }
 
     pub(crate) fn decode(name: TagRecordName, content: &Bytes) -> Result<Self, InvalidRecord> {
         let (header, _) = split(content)?;
-        let header: TagHeader = read(header)?;
-        version(header.v)?;
-        let TagHeader { v: _, repository, tag, digest, change, time_ms } = header;
-        let record = Self { repository, tag, digest, change, time_ms };
+        let TagHeader { v: _, repository, tag, digest, gone, change, time_ms } = read(header)?;
+        let record = Self { repository, tag, digest, gone, change, time_ms };
         if record.name() == name {
             Ok(record)
         } else {
@@ -161,11 +182,20 @@ impl TagRecord {
     }
 }
 
-fn line(header: &impl Serialize) -> Vec<u8> {
-    // Structs of strings and numbers: serde_json fails for maps with odd keys and for failing writers only.
-    let mut text = serde_json::to_vec(header).expect("a plain struct becomes JSON");
+fn line<H: Serialize>(header: H) -> Vec<u8> {
+    let sum = checksum(&header);
+    let mut text = json(&Line { header, sum });
     text.push(b'\n');
     text
+}
+
+fn json(header: &impl Serialize) -> Vec<u8> {
+    // Structs of strings and numbers: serde_json fails for maps with odd keys and for failing writers only.
+    serde_json::to_vec(header).expect("a plain struct becomes JSON")
+}
+
+fn checksum(header: &impl Serialize) -> String {
+    hex::encode(&Digest::of(Algorithm::Blake3, &json(header)).bytes()[..16])
 }
 
 /// The line without its end, and where the rest starts.
@@ -175,18 +205,18 @@ fn split(content: &[u8]) -> Result<(&[u8], usize), InvalidRecord> {
     Ok((&content[..end], end + 1))
 }
 
-fn read<'c, T: Deserialize<'c>>(line: &'c [u8]) -> Result<T, InvalidRecord> {
-    serde_json::from_slice(line).map_err(|error| InvalidRecord::Header(error.to_string()))
-}
-
-fn version(v: u8) -> Result<(), InvalidRecord> {
-    if v == VERSION { Ok(()) } else { Err(InvalidRecord::Header(format!("version {v} is not known"))) }
+fn read<H: Serialize + DeserializeOwned>(line: &[u8]) -> Result<H, InvalidRecord> {
+    let invalid = |error: serde_json::Error| InvalidRecord::Header(error.to_string());
+    let Version { v } = serde_json::from_slice(line).map_err(invalid)?;
+    if v != VERSION {
+        return Err(InvalidRecord::Header(format!("version {v} is not known")));
+    }
+    let Line::<H> { header, sum } = serde_json::from_slice(line).map_err(invalid)?;
+    if sum == checksum(&header) { Ok(header) } else { Err(InvalidRecord::Checksum) }
 }
 
 #[cfg(test)]
 mod tests {
-    use proto::Algorithm;
-
     use super::*;
 
     fn manifest() -> ManifestRecord {
@@ -207,6 +237,7 @@ mod tests {
             repository: "team/app".parse().unwrap(),
             tag: "latest".parse().unwrap(),
             digest: Digest::of(Algorithm::Sha256, b"abc"),
+            gone: false,
             change: 17,
             time_ms: 1_700_000_000_000,
         }
@@ -234,7 +265,9 @@ mod tests {
         let digest = |number: usize| Digest::of(Algorithm::Sha512, &number.to_be_bytes());
         let foreign = ManifestRecord { foreign: (0..10_000).map(digest).collect(), ..manifest() };
         assert_eq!(ManifestRecord::decode(foreign.id, &foreign.encode()), Ok(foreign));
-        assert_eq!(TagRecord::decode(tag().name(), &tag().encode()), Ok(tag()));
+        for tag in [tag(), TagRecord { gone: true, ..tag() }] {
+            assert_eq!(TagRecord::decode(tag.name(), &tag.encode()), Ok(tag));
+        }
     }
 
     #[test]
@@ -250,7 +283,23 @@ mod tests {
         }
         let other = TagRecordName::new(&tag.repository, &tag.tag, 18);
         assert!(matches!(TagRecord::decode(other, &whole), Err(InvalidRecord::Name { .. })));
-        let newer = String::from_utf8(whole.to_vec()).unwrap().replace("\"v\":1", "\"v\":2");
+        let newer = String::from_utf8(whole.to_vec()).unwrap().replace("\"v\":2", "\"v\":3");
         assert!(matches!(TagRecord::decode(tag.name(), &newer.into()), Err(InvalidRecord::Header(_))));
+    }
+
+    #[test]
+    fn no_changed_record_is_read() {
+        let (manifest, tag) = (manifest(), tag());
+        let change = |whole: Bytes, from: &str, to: &str| -> Bytes {
+            let text = String::from_utf8(whole.to_vec()).unwrap();
+            assert!(text.contains(from));
+            text.replacen(from, to, 1).into()
+        };
+        let moved = change(manifest.encode(), "team/app", "team/apq");
+        assert_eq!(ManifestRecord::decode(manifest.id, &moved), Err(InvalidRecord::Checksum));
+        let points_elsewhere = change(tag.encode(), "sha256:ba", "sha256:bb");
+        assert_eq!(TagRecord::decode(tag.name(), &points_elsewhere), Err(InvalidRecord::Checksum));
+        let back = change(TagRecord { gone: true, ..tag.clone() }.encode(), "\"gone\":true,", "");
+        assert_eq!(TagRecord::decode(tag.name(), &back), Err(InvalidRecord::Checksum));
     }
 }

@@ -16,12 +16,13 @@ use url::Url;
 
 use crate::error::{FinishError, StoreError};
 use crate::hash::RunningHash;
+use crate::identity::StoreIdentity;
 use crate::name::{RecordId, Shard, StoreEntry, StoredBlob, TagRecordName};
 use crate::object::ObjectState;
 use crate::record::{InvalidRecord, ManifestRecord, TagRecord};
 
 /// Everything a backend does. `Arc<dyn Backend>` is what the registry holds.
-pub trait Backend: BlobRead + BlobWrite + BlobRemove + Records + Inventory + fmt::Debug {}
+pub trait Backend: BlobRead + BlobWrite + BlobRemove + Records + Inventory + Identity + fmt::Debug {}
 
 /// An open store.
 pub type Store = Arc<dyn Backend>;
@@ -149,6 +150,28 @@ pub trait Records: Send + Sync {
     /// # Errors
     /// When the store fails.
     async fn put_blob_name(&self, blob: &StoredBlob) -> Result<(), StoreError>;
+}
+
+/// For telling whether a database belongs to the store.
+#[async_trait]
+pub trait Identity: Send + Sync {
+    /// What the store says of itself; `None`: nothing yet.
+    ///
+    /// # Errors
+    /// When the store cannot be asked, or it cannot be read.
+    async fn identity(&self) -> Result<Option<StoreIdentity>, StoreError>;
+
+    /// Writes it, durable when it returns.
+    ///
+    /// # Errors
+    /// When the store fails.
+    async fn put_identity(&self, identity: &StoreIdentity) -> Result<(), StoreError>;
+
+    /// Whether there are neither blobs nor records.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    async fn is_empty(&self) -> Result<bool, StoreError>;
 }
 
 /// For scrub, fsck and rebuild.

@@ -41,6 +41,7 @@ over_all_backends! {
         a_checkpoint_of_another_store;
     inventory:
         blobs_are_listed_and_removed,
+        a_store_keeps_its_identity,
         records_are_written_and_listed,
         damage_is_found,
         unfinished_uploads_are_found;

@@ -208,6 +208,7 @@ fn a_full_disk_costs_nothing_a_checkpoint_covers() {
             repository: "a/b".parse()?,
             tag: "latest".parse()?,
             digest: sha256(b""),
+            gone: false,
             change: 1,
             time_ms: 1,
         };

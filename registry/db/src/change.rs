@@ -100,6 +100,18 @@ impl Db {
         .await
     }
 
+    /// The highest number of a change; 0 when there was none.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn latest_change(&self) -> Result<ChangeId, DbError> {
+        self.read(|run: Run| async move {
+            let row = run.one(sql!("select coalesce(max(id), 0) from changes"), Vec::new()).await?;
+            row.map_or(Ok(ChangeId(0)), |row| row.int(0).map(ChangeId))
+        })
+        .await
+    }
+
     /// The changes of a tag, the latest first.
     ///
     /// # Errors
@@ -147,6 +159,13 @@ pub(crate) async fn add(run: &Run, new: &NewChange<'_>) -> Result<ChangeId, Faul
     id.map(ChangeId).ok_or_else(|| Fault::Corrupt("a change got no number".to_owned()))
 }
 
+/// The number of the latest change of a tag; 0 when there was none.
+pub(crate) async fn latest(run: &Run, repository: RepositoryId, tag: &TagName) -> Result<ChangeId, Fault> {
+    let text = sql!("select id from changes where repository_id = ? and tag = ? order by id desc limit 1");
+    let row = run.one(text, values![repository.0, tag.as_str()]).await?;
+    row.map_or(Ok(ChangeId(0)), |row| row.int(0).map(ChangeId))
+}
+
 /// Notes that tags are gone which pointed to a manifest that is about to be deleted.
 pub(crate) async fn add_untags(
     run: &Run,
@@ -166,7 +185,7 @@ pub(crate) async fn add_untags(
     Ok(())
 }
 
-/// Notes a change again that made a tag, under its old number. If something else has the number by now, the log goes without it.
+/// Notes a change again that made or deleted a tag, under its old number. If something else has the number by now, the log goes without it.
 pub(crate) async fn restore(run: &Run, repository: RepositoryId, restored: &RestoredTag) -> Result<(), Fault> {
     let text = sql!(
         "insert into changes (id, made_at, kind, repository_id, tag, digest) values (?, ?, ?, ?, ?, ?) \
@@ -175,7 +194,7 @@ pub(crate) async fn restore(run: &Run, repository: RepositoryId, restored: &Rest
     let values = values![
         restored.change.0,
         restored.at_ms,
-        TAG,
+        if restored.gone { UNTAG } else { TAG },
         repository.0,
         restored.tag.as_str(),
         restored.digest.to_string()

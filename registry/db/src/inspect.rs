@@ -195,6 +195,20 @@ impl Db {
         .await
     }
 
+    /// The row of a tag.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn tag(&self, repository: RepositoryId, tag: &TagName) -> Result<Option<TagRow>, DbError> {
+        let text = format!("{TAGS} where t.repository_id = ? and t.name = ?");
+        let text = &text;
+        self.read(|run: Run| async move {
+            let row = run.one(text.clone(), values![repository.0, tag.as_str()]).await?;
+            row.as_ref().map(TagRow::from_row).transpose()
+        })
+        .await
+    }
+
     /// The tags that have their place from these changes.
     ///
     /// # Errors
@@ -216,6 +230,14 @@ impl Db {
         .await
     }
 
+    /// The manifests that need a blob, of repositories it is readable in.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn needed_by(&self, blob: BlobId, digest: &Digest) -> Result<Vec<NeededBy>, DbError> {
+        self.read(|run: Run| async move { needed_by(&run, blob, &digest.to_string()).await }).await
+    }
+
     /// Forgets a blob whose bytes are lost: its row and its links go, so that a HEAD says 404 and a new push heals. Returns the
     /// manifests that need it, of repositories it was readable in.
     ///
@@ -226,20 +248,25 @@ impl Db {
             let run = &run;
             let lock = sql!("select digest, store_key from blobs where id = ? for update");
             let Some(row) = run.one(lock, values![blob.0]).await? else { return Ok(Vec::new()) };
-            let needed = sql!(
-                "select r.name, m.digest from links l \
-                 join manifest_blobs n on n.repository_id = l.repository_id and n.digest = ? \
-                 join manifests m on m.id = n.manifest_id join repositories r on r.id = l.repository_id \
-                 where l.blob_id = ? order by r.name, m.digest"
-            );
-            let needed = run.all(needed, values![row.text(0)?, blob.0]).await?;
+            let needed = needed_by(run, blob, &row.text(0)?).await?;
             run.execute(sql!("delete from links where blob_id = ?"), values![blob.0]).await?;
             run.execute(sql!("delete from blobs where id = ?"), values![blob.0]).await?;
             upload::finish(run, &[row.parse(1)?], now_ms).await?;
-            needed.iter().map(|row| Ok(NeededBy { repository: row.parse(0)?, manifest: row.parse(1)? })).collect()
+            Ok(needed)
         })
         .await
     }
+}
+
+async fn needed_by(run: &Run, blob: BlobId, digest: &str) -> Result<Vec<NeededBy>, Fault> {
+    let text = sql!(
+        "select r.name, m.digest from links l \
+         join manifest_blobs n on n.repository_id = l.repository_id and n.digest = ? \
+         join manifests m on m.id = n.manifest_id join repositories r on r.id = l.repository_id \
+         where l.blob_id = ? order by r.name, m.digest"
+    );
+    let needed = run.all(text, values![digest, blob.0]).await?;
+    needed.iter().map(|row| Ok(NeededBy { repository: row.parse(0)?, manifest: row.parse(1)? })).collect()
 }
 
 /// Those of the texts that a `select … where column` finds.

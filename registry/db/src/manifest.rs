@@ -77,8 +77,6 @@ pub struct NewManifest<'m> {
     pub now_ms: i64,
     /// Refuse it when blobs or manifests it needs are not in the repository. Otherwise they count as referenced once they are.
     pub require_references: bool,
-    /// Names the records of what the tags were before.
-    pub tag_entry: &'m TagEntry<'m>,
 }
 
 /// A manifest that was pushed.
@@ -103,7 +101,7 @@ pub struct TagMove {
     pub change: ChangeId,
     /// It pointed elsewhere before, or did not exist.
     pub moved: bool,
-    /// The change that had made it point elsewhere. Its record is due to be removed.
+    /// The change that had made it point elsewhere. Its record may go once that of this change is durable.
     pub replaced: Option<ChangeId>,
 }
 
@@ -138,8 +136,8 @@ pub struct DeletedTag {
 pub struct DeletedManifest {
     /// The change that says so.
     pub change: ChangeId,
-    /// The tags that pointed to it.
-    pub tags: Vec<TagName>,
+    /// The tags that pointed to it, and the changes that say that they are gone.
+    pub tags: Vec<(TagName, ChangeId)>,
     /// The blobs it named.
     pub blobs: Vec<Digest>,
     /// Entries of the store that are due to be removed: its record and those of the tags.

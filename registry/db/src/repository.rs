@@ -28,9 +28,18 @@ impl Known {
         }
         known.insert(name.clone(), id);
     }
+
+    fn clear(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 impl Db {
+    /// Forgets the ids of repositories: the tables may be others by now.
+    pub fn forget_ids(&self) {
+        self.inner.known.clear();
+    }
+
     /// The id of a repository that something was pushed to.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use oci::{Digest, Manifest, RepositoryName, TagName};
 use crate::error::Fault;
 use crate::manifest::{self, References};
 use crate::sql::{Dialect, Run, db_size, sql, values};
-use crate::{ChangeId, Db, DbError, ManifestId, change, repository};
+use crate::{ChangeId, Db, DbError, ManifestId, RepositoryId, change, repository};
 
 /// A blob that was found in the store.
 #[derive(Clone, Debug)]
@@ -45,7 +45,9 @@ pub struct RestoredTag {
     pub tag: TagName,
     /// Where it pointed.
     pub digest: Digest,
-    /// The change that made it.
+    /// It was deleted.
+    pub gone: bool,
+    /// The change that made or deleted it.
     pub change: ChangeId,
     /// When that was, in ms since 1970.
     pub at_ms: i64,
@@ -113,8 +115,8 @@ impl Db {
         Ok(answers)
     }
 
-    /// Restores tags with the changes that made them; later changes get higher numbers. Manifests come first. Of several records of one tag,
-    /// the one with the highest change stays, whatever the answers to those before it.
+    /// Restores tags with the changes that made them, and deletions of tags; later changes get higher numbers. Manifests come first. Of
+    /// several records of one tag, the one with the highest change stays, whatever the answers to those before it.
     ///
     /// # Errors
     /// When the database fails.
@@ -199,11 +201,18 @@ async fn restore_manifest(run: &Run, restored: &RestoredManifest) -> Result<Rest
 
 async fn restore_tag(run: &Run, restored: &RestoredTag) -> Result<Restored, Fault> {
     let repository = repository::make(run, &restored.repository, restored.at_ms).await?;
+    if restored.gone {
+        return restore_deletion(run, repository, restored).await;
+    }
     let digest = restored.digest.to_string();
     let find = sql!("select id, size from manifests where repository_id = ? and digest = ? for share");
     let Some(row) = run.one(find, values![repository.0, digest.as_str()]).await? else {
         return Ok(Restored::Incomplete);
     };
+    // It may have been deleted since.
+    if change::latest(run, repository, &restored.tag).await? > restored.change {
+        return Ok(Restored::Superseded);
+    }
     let id = ManifestId(row.int(0)?);
     let (tag, change, at_ms) = (restored.tag.as_str(), restored.change.0, restored.at_ms);
     let lock = sql!("select change_id, manifest_id from tags where repository_id = ? and name = ? for update");
@@ -227,6 +236,19 @@ async fn restore_tag(run: &Run, restored: &RestoredTag) -> Result<Restored, Faul
             }
         }
     }
+    change::restore(run, repository, restored).await?;
+    Ok(Restored::New)
+}
+
+async fn restore_deletion(run: &Run, repository: RepositoryId, restored: &RestoredTag) -> Result<Restored, Fault> {
+    let change = restored.change;
+    match change::latest(run, repository, &restored.tag).await? {
+        latest if latest == change => return Ok(Restored::Known),
+        latest if latest > change => return Ok(Restored::Superseded),
+        _ => {}
+    }
+    let delete = sql!("delete from tags where repository_id = ? and name = ? and change_id < ?");
+    run.execute(delete, values![repository.0, restored.tag.as_str(), change.0]).await?;
     change::restore(run, repository, restored).await?;
     Ok(Restored::New)
 }

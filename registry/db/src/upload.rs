@@ -227,6 +227,26 @@ impl Db {
         .await
     }
 
+    /// Ends uploads for good: nobody can commit them from then on, so that bytes under their keys may go. Returns those that were ended; the
+    /// others are blobs.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn end_uploads(&self, ids: &[UploadId], now_ms: i64) -> Result<HashSet<UploadId>, DbError> {
+        self.transact(|run: Run| async move {
+            let run = &run;
+            let mut ended = Vec::with_capacity(ids.len());
+            for id in ids {
+                if take_key(run, *id, now_ms).await? {
+                    ended.push(*id);
+                }
+            }
+            finish(run, &ended, now_ms).await?;
+            Ok(ended.into_iter().collect())
+        })
+        .await
+    }
+
     /// Uploads that are not finished and whose row was not changed since `before_ms`, the oldest first.
     ///
     /// # Errors
@@ -323,6 +343,19 @@ impl Db {
         })
         .await
     }
+}
+
+/// Makes sure that no blob has this key, and none gets it until the end of the transaction: a commit at the same time waits for the place
+/// of the key, and looks for the end of the upload only once it has it.
+async fn take_key(run: &Run, id: UploadId, now_ms: i64) -> Result<bool, Fault> {
+    let (key, placeholder) = (id.to_string(), format!("ended:{id}"));
+    let insert =
+        sql!("insert into blobs (digest, size, store_key, created_at) values (?, 0, ?, ?) on conflict do nothing");
+    if !run.insert_new(insert, values![placeholder.as_str(), key.as_str(), now_ms]).await? {
+        return Ok(false);
+    }
+    run.execute(sql!("delete from blobs where digest = ?"), values![placeholder.as_str()]).await?;
+    Ok(true)
 }
 
 async fn find(run: &Run, id: UploadId, lock: &str) -> Result<Option<UploadRow>, Fault> {

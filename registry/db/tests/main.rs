@@ -72,6 +72,7 @@ suite! {
         everything_is_restored_from_what_the_store_knows;
     concurrency:
         one_digest_is_stored_once,
+        an_upload_is_a_blob_or_ended,
         one_tag_has_one_history,
         pushes_and_the_collector,
         pushes_of_several_blobs_and_the_collector,

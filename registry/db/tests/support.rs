@@ -217,7 +217,6 @@ pub(crate) async fn try_put(
         tags: &tags,
         now_ms,
         require_references: true,
-        tag_entry: &tag_entry,
     })
     .await
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use blobs::{Store, StoreEntry};
+use blobs::{Store, StoreEntry, StoreError};
 use db::{Db, RepositoryId};
 use oci::upload::{UploadId, UploadKey};
 use oci::{ManifestLimits, RepositoryName};
@@ -24,6 +24,8 @@ use crate::http::{Failure, Registry};
 use crate::metrics::RegistryMetrics;
 use crate::open::OpenUploads;
 use crate::sessions::Sessions;
+use crate::tie::{self, Tie};
+use crate::unsettled::Unsettled;
 use crate::upkeep;
 
 /// Clients follow a redirect at once; a layer that takes longer to begin has other problems.
@@ -46,6 +48,10 @@ pub(crate) struct App {
     pub(crate) open: OpenUploads,
     /// Uploads that are worked on in this process.
     pub(crate) sessions: Sessions,
+    /// Store and database belong to each other.
+    pub(crate) tie: Tie,
+    /// Tags whose records are to be written again, and records that higher ones have replaced.
+    pub(crate) unsettled: Unsettled,
     pub(crate) metrics: RegistryMetrics,
     /// Requests that change something, which end in their own time.
     pub(crate) changing: TaskTracker,
@@ -56,20 +62,34 @@ pub(crate) struct App {
 
 impl App {
     /// Opens store and database.
+    ///
+    /// # Errors
+    /// When they cannot be opened, or do not belong to each other.
     pub(crate) async fn open(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let db = Db::connect(&config.database).await.context("cannot open the database")?;
-        Self::with(config, db, metrics).await
+        let store = blobs::open(&config.store).await.context("cannot open the store")?;
+        tie::expect(&db, &store).await?;
+        Self::with(config, db, store, metrics).await
+    }
+
+    /// Opens them to fill the database from the store.
+    pub(crate) async fn open_to_rebuild(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+        let db = Db::connect(&config.database).await.context("cannot open the database")?;
+        let store = blobs::open(&config.store).await.context("cannot open the store")?;
+        tie::expect_for_rebuild(&db, &store).await?;
+        Self::with(config, db, store, metrics).await
     }
 
     /// Opens them to look, also at the database of a process that serves.
     pub(crate) async fn open_to_read(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let db = Db::connect_to_read(&config.database).await.context("cannot open the database")?;
-        Self::with(config, db, metrics).await
+        let store = blobs::open(&config.store).await.context("cannot open the store")?;
+        tie::expect(&db, &store).await?;
+        Self::with(config, db, store, metrics).await
     }
 
-    async fn with(config: Config, db: Db, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+    async fn with(config: Config, db: Db, store: Store, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let access = Access::new(&config.auth).context("cannot tell who may come in")?;
-        let store = blobs::open(&config.store).await.context("cannot open the store")?;
         let key = db
             .setting_or_insert(UPLOAD_KEY, &hex::encode(rand::random::<[u8; 32]>()))
             .await
@@ -83,6 +103,8 @@ impl App {
             active: ActiveUploads::default(),
             open: OpenUploads::default(),
             sessions: Sessions::default(),
+            tie: Tie::of(&db, &store).await?,
+            unsettled: Unsettled::default(),
             changing: TaskTracker::new(),
             metrics: RegistryMetrics::new(metrics),
             removals: Notify::new(),
@@ -110,8 +132,11 @@ impl App {
         Ok(Some(id))
     }
 
+    /// How to remove what nothing needs: not at all, while the database may be another store's.
     pub(crate) fn gc(&self) -> GcConfig {
-        self.gc.read().clone()
+        let mut gc = self.gc.read().clone();
+        gc.enabled &= self.tie.holds();
+        gc
     }
 
     /// How long a blob that nothing needs stays.
@@ -161,18 +186,22 @@ impl App {
         self.removals.notified().await;
     }
 
-    /// Removes entries before an answer is given. Their rows stay for the next round: should this fail, that will not.
-    pub(crate) async fn remove_now(&self, entries: &[String]) {
+    /// Removes entries before an answer is given. Their rows stay for the next round: should this fail, that will not. Returns the last
+    /// failure.
+    pub(crate) async fn remove_now(&self, entries: &[String]) -> Result<(), StoreError> {
         let entries: Vec<StoreEntry> = entries.iter().filter_map(|entry| entry.parse().ok()).collect();
+        let mut done = Ok(());
         if entries.is_empty() {
-            return;
+            return done;
         }
         for (entry, result) in self.store.remove(&entries).await {
             if let Err(error) = result {
                 tracing::warn!(%entry, %error, "an entry of the store could not be removed at once");
+                done = Err(error);
             }
         }
         self.removals_wanted();
+        done
     }
 
     fn reload(&self, config: &Config) {

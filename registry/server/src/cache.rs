@@ -143,6 +143,15 @@ impl Cache {
         self.put(&self.pages, key, stamp, Arc::clone(page));
     }
 
+    /// Forgets everything: the database may be another one by now.
+    pub(crate) fn clear(&self) {
+        self.repositories.invalidate_all();
+        self.links.invalidate_all();
+        self.manifests.invalidate_all();
+        self.pages.invalidate_all();
+        self.fresh.invalidate_all();
+    }
+
     /// An upload was begun, of which the database knows nothing.
     pub(crate) fn upload_begun(&self, id: UploadId) {
         if self.exclusive {

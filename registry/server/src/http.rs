@@ -42,6 +42,8 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 
 /// Bytes of a body that are taken although nobody wants them, and for how long.
 const DRAIN_BYTES: usize = 16 * 1024 * 1024;
+/// When to come back while the database is not the store's.
+const RESTORED_SOON: Duration = Duration::from_secs(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One request, and whoever makes it.
@@ -249,7 +251,12 @@ async fn change(app: &App, call: &Call, route: &Route, incoming: &mut Incoming) 
 }
 
 fn may(app: &App, call: &Call, action: Action, name: Option<&RepositoryName>) -> Result<(), Failure> {
-    Ok(app.access.may(&call.caller, action, name)?)
+    app.access.may(&call.caller, action, name)?;
+    if app.tie.holds() {
+        return Ok(());
+    }
+    let message = "the database is being restored";
+    Err(Failure::later(503, ErrorCode::Unavailable, message, RESTORED_SOON))
 }
 
 fn not_allowed(route: &Route) -> Failure {

@@ -33,6 +33,8 @@ mod metrics;
 mod open;
 mod records;
 mod sessions;
+mod tie;
+mod unsettled;
 mod upkeep;
 
 pub use app::run;

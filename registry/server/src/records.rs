@@ -1,7 +1,7 @@
 //! What the store is told besides bytes, so that the database can be rebuilt from it.
 
-use blobs::{ManifestRecord, RecordId, StoreEntry, TagRecord, TagRecordName};
-use db::{ChangeId, DbError, ManifestRow, RepositoryId, TagMove, TagRow};
+use blobs::{ManifestRecord, RecordId, StoreEntry, StoreError, TagRecord, TagRecordName};
+use db::{ChangeId, ChangeKind, DbError, ManifestRow, RepositoryId, TagMove, TagRow};
 use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
 
 use crate::app::App;
@@ -67,14 +67,102 @@ pub(crate) async fn withdraw(app: &App, record: &Record) {
     }
 }
 
-/// The record of a tag that was moved.
-pub(crate) fn tag(app: &App, repository: &RepositoryName, digest: &Digest, moved: &TagMove) -> TagRecord {
-    TagRecord {
-        repository: repository.clone(),
-        tag: moved.tag.clone(),
-        digest: digest.clone(),
-        change: change_number(moved.change),
-        time_ms: app.now_ms().unsigned_abs(),
+/// Writes the records of tags that were set, so that the store alone tells where they point.
+pub(crate) async fn write_tags(
+    app: &App,
+    repository: &RepositoryName,
+    digest: &Digest,
+    moves: &[TagMove],
+) -> Result<(), StoreError> {
+    // Also of those that did not move: whoever pushed it may have been killed before he wrote it.
+    for moved in moves {
+        let record = TagRecord {
+            repository: repository.clone(),
+            tag: moved.tag.clone(),
+            digest: digest.clone(),
+            gone: false,
+            change: change_number(moved.change),
+            time_ms: app.now_ms().unsigned_abs(),
+        };
+        if let Err(error) = app.store.put_tag_record(&record).await {
+            // The database says already where they point.
+            moves.iter().for_each(|moved| app.unsettled.tag(repository, &moved.tag));
+            return Err(error);
+        }
+    }
+    // Only now that there are higher ones: until then they are all that a rebuild has.
+    let replaced = moves.iter().filter_map(|moved| {
+        let change = moved.replaced?;
+        Some(StoreEntry::TagRecord(TagRecordName::new(repository, &moved.tag, change_number(change))))
+    });
+    app.unsettled.replaced(replaced);
+    if moves.iter().any(|moved| moved.replaced.is_some()) {
+        app.removals_wanted();
+    }
+    Ok(())
+}
+
+/// What was deleted from the database and is to be forgotten by the store, too.
+pub(crate) struct Gone<'g> {
+    pub(crate) repository: &'g RepositoryName,
+    /// Where the tags pointed.
+    pub(crate) digest: &'g Digest,
+    /// Tags, and the changes that say so.
+    pub(crate) tags: &'g [(TagName, ChangeId)],
+    /// Records that are due to be removed: those of the tags, and the manifest's.
+    pub(crate) entries: &'g [String],
+}
+
+/// Sees to it that a rebuild does not bring back what was deleted: a record says that a tag is gone, whatever is written late by somebody
+/// who moved it before, and a manifest's record is removed.
+///
+/// # Errors
+/// When a rebuild might bring it back nevertheless. It goes on being tried.
+pub(crate) async fn forget(app: &App, gone: &Gone<'_>) -> Result<(), StoreError> {
+    let mut told = Ok(());
+    for (tag, change) in gone.tags {
+        let record = TagRecord {
+            repository: gone.repository.clone(),
+            tag: tag.clone(),
+            digest: gone.digest.clone(),
+            gone: true,
+            change: change_number(*change),
+            time_ms: app.now_ms().unsigned_abs(),
+        };
+        if let Err(error) = app.store.put_tag_record(&record).await {
+            app.unsettled.tag(gone.repository, tag);
+            told = Err(error);
+        }
+    }
+    let removed = app.remove_now(gone.entries).await;
+    match (&told, &removed) {
+        // Where there is no room for another record, the tag's own is gone instead.
+        (Err(StoreError::Full(_)), Ok(())) => Ok(()),
+        // The record that it is gone is the higher one.
+        (Ok(()), Err(_)) if gone.entries.len() == gone.tags.len() => Ok(()),
+        _ => told.and(removed),
+    }
+}
+
+/// Writes what the database says of a tag, now.
+pub(crate) async fn settle(app: &App, repository: &RepositoryName, tag: &TagName) -> anyhow::Result<()> {
+    let Some(id) = app.db.repository_id(repository).await? else { return Ok(()) };
+    if let Some(row) = app.db.tag(id, tag).await? {
+        return rewrite_tag(app, &row).await;
+    }
+    match app.db.tag_history(id, tag, 1).await?.pop() {
+        Some(change) if change.kind == ChangeKind::Untag => {
+            let record = TagRecord {
+                repository: repository.clone(),
+                tag: tag.clone(),
+                digest: change.digest,
+                gone: true,
+                change: change_number(change.id),
+                time_ms: change.at_ms.unsigned_abs(),
+            };
+            Ok(app.store.put_tag_record(&record).await?)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -101,6 +189,7 @@ pub(crate) async fn rewrite_tag(app: &App, row: &TagRow) -> anyhow::Result<()> {
         repository: row.repository_name.clone(),
         tag: row.tag.clone(),
         digest: row.digest.clone(),
+        gone: false,
         change: change_number(row.change),
         time_ms: row.at_ms.unsigned_abs(),
     };

@@ -4,8 +4,10 @@
 //! at once: the database hands out what is to be done.
 
 mod collector;
+mod records;
 mod removals;
 pub(crate) mod scrub;
+mod tie;
 mod untagged;
 mod uploads;
 
@@ -35,6 +37,8 @@ pub(crate) fn start(app: &Arc<App>, tasks: &TaskTracker, shutdown: &Cancellation
         });
     };
     until(Box::pin(health(Arc::clone(app), readiness)));
+    until(Box::pin(tie::run(Arc::clone(app))));
+    until(Box::pin(records::run(Arc::clone(app))));
     until(Box::pin(collector::run(Arc::clone(app))));
     until(Box::pin(removals::run(Arc::clone(app))));
     until(Box::pin(uploads::run(Arc::clone(app))));
@@ -46,7 +50,11 @@ async fn health(app: Arc<App>, readiness: Readiness) {
     loop {
         match app.db.backlog(app.now_ms()).await {
             Ok(backlog) => {
-                readiness.have(DATABASE);
+                if app.tie.holds() {
+                    readiness.have(DATABASE);
+                } else {
+                    readiness.lacks(DATABASE);
+                }
                 let set = |gauge: &prometheus_client::metrics::gauge::Gauge, count: u64| {
                     gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
                 };

@@ -9,6 +9,7 @@ use oci::upload::UploadId;
 
 use crate::clock::now_ms;
 use crate::error::StoreError;
+use crate::identity;
 use crate::name::{RecordId, Shard, StoreEntry, StoredBlob, TagRecordName};
 
 /// The folders of a store.
@@ -27,6 +28,10 @@ impl Layout {
 
     pub(super) fn root(&self) -> &Path {
         &self.root
+    }
+
+    pub(super) fn identity(&self) -> PathBuf {
+        self.root.join(identity::NAME)
     }
 
     pub(super) fn uploads(&self) -> PathBuf {

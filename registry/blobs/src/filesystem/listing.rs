@@ -37,6 +37,19 @@ pub(super) fn uploads(layout: &Layout) -> Result<Listing<FoundUpload>, StoreErro
     list(layout, &layout.uploads(), |id, _, _, modified_ms| Ok(Some(FoundUpload { id, modified_ms })))
 }
 
+/// Whether there are neither blobs nor records.
+pub(super) fn is_empty(layout: &Layout) -> Result<bool, StoreError> {
+    for shard in Shard::all() {
+        for folder in [layout.blobs(shard), layout.manifest_records(shard), layout.tag_records(shard)] {
+            let first = fs::read_dir(&folder).map(|mut entries| entries.next().is_some());
+            if first.map_err(|error| StoreError::io("list", &folder, error))? {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
 /// Files whose names are of this sort become entries. What goes away meanwhile is left out.
 fn list<N: FromStr, T>(
     layout: &Layout,

@@ -4,6 +4,7 @@ use object_store::path::Path;
 use oci::upload::UploadId;
 
 use super::state::{Multipart, Segment};
+use crate::identity;
 use crate::name::{RecordId, Shard, StoreEntry, StoredBlob, TagRecordName};
 
 /// Makes keys under a prefix.
@@ -21,6 +22,15 @@ impl Keys {
 
     fn path(&self, rest: &str) -> Path {
         Path::from(format!("{}{rest}", self.prefix))
+    }
+
+    pub(super) fn identity(&self) -> Path {
+        self.path(identity::NAME)
+    }
+
+    /// Where blobs, their names and records lie.
+    pub(super) fn folders(&self) -> [Path; 3] {
+        ["blobs", "names", "records"].map(|folder| self.path(folder))
     }
 
     pub(super) fn uploads(&self) -> Path {

@@ -57,9 +57,14 @@ impl Shared {
 
     /// Whether bucket and key can be used.
     pub(super) async fn probe(&self) -> Result<(), StoreError> {
-        let folder = self.keys.uploads();
-        let first = self.s3.list(Some(&folder)).next().await;
-        first.transpose().map(drop).map_err(|error| failed("list", folder.as_ref(), error))
+        self.has_any(&self.keys.uploads()).await.map(drop)
+    }
+
+    /// Whether there is anything under a prefix.
+    pub(super) async fn has_any(&self, folder: &Path) -> Result<bool, StoreError> {
+        let first = self.s3.list(Some(folder)).next().await;
+        let first = first.transpose().map_err(|error| failed("list", folder.as_ref(), error))?;
+        Ok(first.is_some())
     }
 
     // === objects ===

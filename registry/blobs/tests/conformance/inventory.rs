@@ -1,7 +1,9 @@
 //! What is there is found, and goes when it is told to.
 
 use anyhow::{Context as _, Result, ensure};
-use blobs::{FoundBlob, ManifestRecord, RecordId, Shard, StoreEntry, StoredBlob, TagRecord, TagRecordName};
+use blobs::{
+    FoundBlob, ManifestRecord, RecordId, Shard, StoreEntry, StoreIdentity, StoredBlob, TagRecord, TagRecordName,
+};
 use bytes::Bytes;
 
 use crate::support::{
@@ -74,9 +76,24 @@ fn tag(name: &str, change: u64) -> Result<TagRecord> {
         repository: "team/app".parse()?,
         tag: name.parse()?,
         digest: sha256(name.as_bytes()),
+        gone: false,
         change,
         time_ms: 1_700_000_000_000,
     })
+}
+
+pub(super) async fn a_store_keeps_its_identity(place: &Place) -> Result<()> {
+    let store = place.open().await?;
+    ensure!(store.identity().await?.is_none(), "a store that was never served has no identity");
+    ensure!(store.is_empty().await?, "there is nothing yet");
+    for identity in [StoreIdentity::new("one".to_owned(), 0), StoreIdentity::new("one".to_owned(), 17)] {
+        store.put_identity(&identity).await?;
+        ensure!(place.open().await?.identity().await? == Some(identity));
+    }
+    ensure!(store.is_empty().await?, "an identity is no content");
+    store.put_tag_record(&tag("latest", 1)?).await?;
+    ensure!(!store.is_empty().await?, "a record is content");
+    Ok(())
 }
 
 pub(super) async fn records_are_written_and_listed(place: &Place) -> Result<()> {

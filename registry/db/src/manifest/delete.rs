@@ -143,7 +143,7 @@ async fn delete_tags(
     id: ManifestId,
     digest: &str,
     entries: &mut Vec<String>,
-) -> Result<Vec<TagName>, Fault> {
+) -> Result<Vec<(TagName, ChangeId)>, Fault> {
     let find = sql!("select name, change_id from tags where manifest_id = ? order by name for update");
     let mut tags = Vec::new();
     for row in run.all(find, values![id.0]).await? {
@@ -151,11 +151,17 @@ async fn delete_tags(
         entries.push((delete.tag_entry)(&tag, ChangeId(row.int(1)?)));
         tags.push(tag);
     }
-    if !tags.is_empty() {
-        run.execute(sql!("delete from tags where manifest_id = ?"), values![id.0]).await?;
-        change::add_untags(run, delete.repository, &tags, digest, delete.now_ms).await?;
+    if tags.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(tags)
+    run.execute(sql!("delete from tags where manifest_id = ?"), values![id.0]).await?;
+    change::add_untags(run, delete.repository, &tags, digest, delete.now_ms).await?;
+    let mut gone = Vec::with_capacity(tags.len());
+    for tag in tags {
+        let change = change::latest(run, delete.repository, &tag).await?;
+        gone.push((tag, change));
+    }
+    Ok(gone)
 }
 
 /// Links that may be unneeded now are looked at when this time has come. They are locked.

@@ -2,14 +2,14 @@
 
 use std::collections::HashSet;
 
-use oci::{Manifest, TagName};
+use oci::{Digest, Manifest, TagName};
 
 use super::{ManifestPut, NewManifest, PutManifestError, TagMove};
 use crate::change::{self, NewChange};
 use crate::error::Fault;
 use crate::lock::{self, Lock};
 use crate::sql::{LIST_MAX, Run, db_size, marks, padded, repeat, sql, values};
-use crate::{ChangeId, ChangeKind, Db, ManifestId, RepositoryId, removal};
+use crate::{ChangeId, ChangeKind, Db, DbError, ManifestId, RepositoryId, removal};
 
 /// What a manifest refers to, as the database has it.
 pub(crate) struct References {
@@ -41,6 +41,55 @@ enum Missing {
 }
 
 impl Db {
+    /// What a push of this manifest would be refused for at this moment. Whoever writes its record asks before: there shall be none of what
+    /// is refused.
+    ///
+    /// # Errors
+    /// When something it needs is missing, or the database fails.
+    pub async fn expect_references(
+        &self,
+        repository: Option<RepositoryId>,
+        manifest: &Manifest,
+    ) -> Result<(), PutManifestError> {
+        let blobs: Vec<Digest> =
+            manifest.blobs().iter().filter(|blob| blob.required).map(|blob| blob.digest.clone()).collect();
+        let children: Vec<Digest> = manifest.children().iter().map(|child| child.digest.clone()).collect();
+        let (mut readable, mut known) = (HashSet::new(), HashSet::new());
+        if let Some(repository) = repository {
+            readable = self.readable(repository, &blobs).await?;
+            known = self.manifests_known(repository, &children).await?;
+        }
+        let missing = |wanted: Vec<Digest>, there: &HashSet<Digest>| {
+            wanted.into_iter().filter(|digest| !there.contains(digest)).collect::<Vec<_>>()
+        };
+        match (missing(blobs, &readable), missing(children, &known)) {
+            (blobs, _) if !blobs.is_empty() => Err(PutManifestError::MissingBlobs(blobs)),
+            (_, children) if !children.is_empty() => Err(PutManifestError::MissingManifests(children)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Those of the digests that are manifests of the repository.
+    async fn manifests_known(&self, repository: RepositoryId, digests: &[Digest]) -> Result<HashSet<Digest>, DbError> {
+        self.read(|run: Run| async move {
+            let run = &run;
+            let mut found = HashSet::with_capacity(digests.len());
+            for digests in digests.chunks(LIST_MAX) {
+                let digests = padded(digests.iter().map(ToString::to_string).collect());
+                let text = format!(
+                    "select digest from manifests where repository_id = ? and digest in {}",
+                    marks(digests.len())
+                );
+                let values = values![repository.0].into_iter().chain(digests.into_iter().map(Into::into));
+                for row in run.all(text, values.collect()).await? {
+                    found.insert(row.parse(0)?);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Stores a manifest, its references and its tags in one transaction. Doing it again is harmless.
     ///
     /// # Errors
@@ -86,13 +135,9 @@ impl Put<'_> {
             None => self.create(run).await?,
         };
         let mut moves = Vec::with_capacity(self.tags.len());
-        let mut superfluous = Vec::new();
         for tag in self.tags {
-            let moved = self.point(run, tag, id).await?;
-            superfluous.extend(moved.replaced.map(|change| ((self.new.tag_entry)(tag, change), 0)));
-            moves.push(moved);
+            moves.push(self.point(run, tag, id).await?);
         }
-        removal::add(run, &superfluous, self.new.now_ms).await?;
         Ok(Ok(ManifestPut { repository: self.repository, created: change.is_some(), change, tags: moves }))
     }
 
@@ -209,11 +254,24 @@ impl Put<'_> {
         );
         let values = values![self.repository.0, tag.as_str(), id.0, change.0, self.new.now_ms];
         if run.insert_new(insert, values).await? {
-            return Ok(Some(change));
+            return self.be_last(run, tag, change).await.map(Some);
         }
         // Its number may be below that of the change that came first.
         run.execute(sql!("delete from changes where id = ?"), values![change.0]).await?;
         Ok(None)
+    }
+
+    /// Somebody may have made and deleted the tag after the change got its number: then it gets one above theirs, or the record of that
+    /// deletion would win.
+    async fn be_last(&self, run: &Run, tag: &TagName, change: ChangeId) -> Result<ChangeId, Fault> {
+        if change::latest(run, self.repository, tag).await? <= change {
+            return Ok(change);
+        }
+        let later = self.note(run, tag, None).await?;
+        run.execute(sql!("delete from changes where id = ?"), values![change.0]).await?;
+        let update = sql!("update tags set change_id = ? where repository_id = ? and name = ?");
+        run.execute(update, values![later.0, self.repository.0, tag.as_str()]).await?;
+        Ok(later)
     }
 
     async fn note(&self, run: &Run, tag: &TagName, previous: Option<&str>) -> Result<ChangeId, Fault> {

@@ -64,6 +64,7 @@ pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
             repository: repository("r00500"),
             tag: tag(&format!("t{number:05}")),
             digest: digest_of(&manifest),
+            gone: false,
             change: db::ChangeId(number as i64 + 1),
             at_ms: 0,
         })

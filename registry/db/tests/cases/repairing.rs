@@ -188,9 +188,12 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
         repository: crate::support::repository(repository),
         tag: tag(name),
         digest: digest_of(&image_of(content)),
+        gone: false,
         change: ChangeId(change),
         at_ms: 4,
     };
+    let gone =
+        |repository: &str, name: &str, change| RestoredTag { gone: true, ..restored(repository, name, "one", change) };
     let tags = [
         restored("a", "t", "one", 20),
         restored("a", "t", "two", 500),
@@ -198,9 +201,20 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
         restored("b", "t", "one", 40),
         restored("b", "u", "two", 41),
         restored("b", "t", "one", 40),
+        // Deletions, in any order with what they deleted.
+        restored("a", "v", "one", 50),
+        gone("a", "v", 60),
+        gone("a", "w", 70),
+        restored("a", "w", "one", 65),
+        gone("a", "w", 66),
+        gone("a", "w", 70),
+        gone("a", "x", 600),
+        restored("a", "x", "one", 601),
     ];
     let answers = db.restore_tags(&tags).await.unwrap();
-    assert_eq!(answers, [new, new, superseded, new, Restored::Incomplete, known]);
+    assert_eq!(answers[..6], [new, new, superseded, new, Restored::Incomplete, known]);
+    assert_eq!(answers[6..], [new, new, new, superseded, superseded, known, new, new]);
+    assert_eq!(db.tags(id(db, "a").await, None, 10).await.unwrap(), ["t", "x"]);
 
     assert_eq!(tag_digest(db, "a", "t").await, Some(digest_of(&image_of("two"))));
     let (a, b) = (id(db, "a").await, id(db, "b").await);
@@ -211,7 +225,7 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
     assert!(db.link(b, &digest("two")).await.unwrap().is_none());
     // The next change of the tag is above all that were.
     let moved = put(db, "a", &image_of("one"), &["t"], 6).await.tags.remove(0);
-    assert!(moved.change > ChangeId(500), "{moved:?}");
+    assert!(moved.change > ChangeId(601), "{moved:?}");
     assert_eq!(moved.replaced, Some(ChangeId(500)));
     // A blob that nothing refers to is a removal then.
     let dangling = db.dangling_rows(10).await.unwrap();

@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use blobs::{Shard, StoreEntry, StoredBlob};
-use db::{BlobId, BlobRow, ManifestId};
+use blobs::{RecordId, Shard, StoreEntry, StoreError, StoredBlob, TagRecordName};
+use db::{BlobId, BlobRow, ManifestId, ManifestRow, TagRow};
 use oci::upload::UploadId;
 use serde::Serialize;
 use service::metrics::Metrics;
@@ -37,6 +37,8 @@ pub struct FsckArgs {
 const PAGE: u64 = 1000;
 /// Rows that hang in the air, of each sort.
 const DANGLING_MAX: u64 = 10_000;
+/// A record is written a moment after its row.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// What is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -164,8 +166,7 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
     let dangling = app.db.dangling_rows(DANGLING_MAX).await?;
     report.findings.extend(dangling.iter().map(|row| Finding::OrphanRow { row: format!("{row:?}") }));
     if args.repair {
-        scrub::remove(app, &orphans).await;
-        report.repaired += orphans.len() as u64;
+        report.repaired += scrub::remove(app, &orphans).await?;
         let now = app.now_ms();
         report.repaired +=
             app.db.repair(&dangling, now, now + app.lease_ms(), &records::blob_entry).await?.min(dangling.len() as u64);
@@ -214,20 +215,23 @@ async fn blob(
             Finding::WrongSize { digest, key, expected: row.size, found: size, needed_by: Vec::new() }
         }
         Some(_) if args.deep => match content(app, row).await? {
-            found if found == row.digest => return Ok(()),
-            found => Finding::WrongContent { digest, key, found: found.to_string(), needed_by: Vec::new() },
+            Some(found) if found == row.digest => return Ok(()),
+            Some(found) => Finding::WrongContent { digest, key, found: found.to_string(), needed_by: Vec::new() },
+            None if app.db.digests_of_keys(&[row.key]).await?.is_empty() => return Ok(()),
+            None => Finding::MissingFile { digest, key, needed_by: Vec::new() },
         },
         Some(_) => return Ok(()),
     };
     let needed_by = if args.repair {
         report.repaired += 1;
         let needed_by = app.db.forget_blob(row.id, app.now_ms()).await?;
-        scrub::remove(app, &[StoreEntry::Blob(stored(row))]).await;
-        needed_by.iter().map(|needed| format!("{}@{}", needed.repository, needed.manifest)).collect()
+        scrub::remove(app, &[StoreEntry::Blob(stored(row))]).await?;
+        needed_by
     } else {
-        Vec::new()
+        app.db.needed_by(row.id, &row.digest).await?
     };
-    report.findings.push(finding.needed_by(needed_by));
+    let needed_by = needed_by.iter().map(|needed| format!("{}@{}", needed.repository, needed.manifest));
+    report.findings.push(finding.needed_by(needed_by.collect()));
     Ok(())
 }
 
@@ -235,12 +239,16 @@ fn stored(row: &BlobRow) -> StoredBlob {
     StoredBlob { key: row.key, digest: row.digest.clone(), size: row.size }
 }
 
-/// The digest of what the store has.
-async fn content(app: &App, row: &BlobRow) -> anyhow::Result<oci::Digest> {
+/// The digest of what the store has; `None`: nothing any more.
+async fn content(app: &App, row: &BlobRow) -> anyhow::Result<Option<oci::Digest>> {
     use blobs::BlobBody;
     use futures_util::StreamExt as _;
     let mut hasher = row.digest.algorithm().hasher();
-    match app.store.open(&stored(row), None).await? {
+    let body = match app.store.open(&stored(row), None).await {
+        Err(StoreError::NotFound { .. }) => return Ok(None),
+        body => body?,
+    };
+    match body {
         BlobBody::File { file, offset, len } => {
             let read = move || -> std::io::Result<oci::Digest> {
                 use std::os::unix::fs::FileExt as _;
@@ -254,13 +262,13 @@ async fn content(app: &App, row: &BlobRow) -> anyhow::Result<oci::Digest> {
                 }
                 Ok(hasher.finish())
             };
-            Ok(tokio::task::spawn_blocking(read).await??)
+            Ok(Some(tokio::task::spawn_blocking(read).await??))
         }
         BlobBody::Stream { mut stream, .. } => {
             while let Some(bytes) = stream.next().await {
                 hasher.update(&bytes?);
             }
-            Ok(hasher.finish())
+            Ok(Some(hasher.finish()))
         }
     }
 }
@@ -272,41 +280,89 @@ async fn missing_records(
     report: &mut Report,
     records: &HashSet<String>,
 ) -> anyhow::Result<()> {
+    let (mut manifests, mut tags) = (Vec::new(), Vec::new());
     let mut after = ManifestId::default();
     loop {
         let page = app.db.manifests_page(after, PAGE).await?;
         let Some(last) = page.last() else { break };
         after = last.id;
-        for row in &page {
-            report.manifests += 1;
-            if !records.contains(&records::manifest_entry(&row.record)) {
-                let what = format!("manifest {}@{}", row.repository_name, row.digest);
-                report.findings.push(Finding::MissingRecord { what });
-                if args.repair {
-                    records::rewrite_manifest(app, row).await?;
-                    report.repaired += 1;
-                }
-            }
-        }
+        report.manifests += page.len() as u64;
+        manifests.extend(page.into_iter().filter(|row| !records.contains(&records::manifest_entry(&row.record))));
     }
     let mut last: Option<(db::RepositoryId, oci::TagName)> = None;
     loop {
         let page = app.db.tags_page(last.as_ref().map(|(id, tag)| (*id, tag)), PAGE).await?;
-        let Some(end) = page.last() else { return Ok(()) };
+        let Some(end) = page.last() else { break };
         last = Some((end.repository, end.tag.clone()));
-        for row in &page {
-            report.tags += 1;
-            if !records.contains(&records::tag_entry(&row.repository_name, &row.tag, row.change)) {
-                report
-                    .findings
-                    .push(Finding::MissingRecord { what: format!("tag {}:{}", row.repository_name, row.tag) });
-                if args.repair {
-                    records::rewrite_tag(app, row).await?;
-                    report.repaired += 1;
-                }
+        report.tags += page.len() as u64;
+        let entry = |row: &TagRow| records::tag_entry(&row.repository_name, &row.tag, row.change);
+        tags.extend(page.into_iter().filter(|row| !records.contains(&entry(row))));
+    }
+    if manifests.is_empty() && tags.is_empty() {
+        return Ok(());
+    }
+    // They may have come after their folder was listed, and their records a moment after them.
+    tokio::time::sleep(SETTLING).await;
+    for row in lost_manifests(app, manifests).await? {
+        let what = format!("manifest {}@{}", row.repository_name, row.digest);
+        report.findings.push(Finding::MissingRecord { what });
+        if args.repair {
+            records::rewrite_manifest(app, &row).await?;
+            report.repaired += 1;
+        }
+    }
+    for row in lost_tags(app, tags).await? {
+        report.findings.push(Finding::MissingRecord { what: format!("tag {}:{}", row.repository_name, row.tag) });
+        if args.repair {
+            records::settle(app, &row.repository_name, &row.tag).await?;
+            report.repaired += 1;
+        }
+    }
+    Ok(())
+}
+
+/// Those whose record really is not there.
+async fn lost_manifests(app: &App, rows: Vec<ManifestRow>) -> anyhow::Result<Vec<ManifestRow>> {
+    let mut shards = HashMap::<Shard, Vec<ManifestRow>>::new();
+    for row in rows {
+        shards.entry(row.record.parse::<RecordId>()?.shard()).or_default().push(row);
+    }
+    let mut lost = Vec::new();
+    for (shard, rows) in shards {
+        let listing = app.store.list_manifest_records(shard).await?.entries;
+        let there: HashSet<String> =
+            listing.iter().filter(|found| found.record.is_ok()).map(|found| found.name.to_string()).collect();
+        let rows: Vec<_> = rows.into_iter().filter(|row| !there.contains(&row.record)).collect();
+        let names: Vec<_> = rows.iter().map(|row| row.record.clone()).collect();
+        let known = app.db.manifest_records_known(&names).await?;
+        lost.extend(rows.into_iter().filter(|row| known.contains(&row.record)));
+    }
+    Ok(lost)
+}
+
+/// Those whose record really is not there, nor a later one, and that are still where they were.
+async fn lost_tags(app: &App, rows: Vec<TagRow>) -> anyhow::Result<Vec<TagRow>> {
+    let name = |row: &TagRow| TagRecordName::new(&row.repository_name, &row.tag, row.change.0.unsigned_abs());
+    let mut shards = HashMap::<Shard, Vec<TagRow>>::new();
+    for row in rows {
+        shards.entry(name(&row).shard()).or_default().push(row);
+    }
+    let mut lost = Vec::new();
+    for (shard, rows) in shards {
+        let mut highest = HashMap::new();
+        for found in app.store.list_tag_records(shard).await?.entries.iter().filter(|found| found.record.is_ok()) {
+            let of: &mut u64 = highest.entry(found.name.of()).or_default();
+            *of = found.name.change().max(*of);
+        }
+        for row in rows {
+            let name = name(&row);
+            let is_later = highest.get(&name.of()).is_some_and(|change| *change >= name.change());
+            if !is_later && app.db.tag(row.repository, &row.tag).await?.is_some_and(|now| now.change == row.change) {
+                lost.push(row);
             }
         }
     }
+    Ok(lost)
 }
 
 impl Finding {

@@ -9,6 +9,7 @@ use service::metrics::Metrics;
 use super::say;
 use crate::app::App;
 use crate::config::Config;
+use crate::tie;
 
 /// Flags of `registry rebuild`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -42,16 +43,20 @@ struct Report {
 /// # Errors
 /// When the database is not empty, or store or database fail.
 pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()> {
-    let app = App::open(config, &Metrics::new("registry", env!("CARGO_PKG_VERSION"))).await?;
-    anyhow::ensure!(
-        args.merge || app.db.is_empty().await?,
-        "the database is not empty; --merge adds to it what only the store has"
-    );
+    let app = App::open_to_rebuild(config, &Metrics::new("registry", env!("CARGO_PKG_VERSION"))).await?;
+    let is_empty = app.db.is_empty().await?;
+    anyhow::ensure!(args.merge || is_empty, "the database is not empty; --merge adds to it what only the store has");
+    if is_empty && !app.db.is_exclusive() {
+        // What they remember of the database that was lost would be wrong of this one.
+        tracing::info!("waiting until processes that still run have noticed");
+        tokio::time::sleep(tie::NOTICED).await;
+    }
     let mut report = Report::default();
     blobs(&app, &mut report).await?;
     manifests(&app, &mut report).await?;
     tags(&app, &mut report).await?;
     report.unneeded = unneeded(&app).await?;
+    tie::tie(&app.db, &app.store).await?;
     if args.json {
         say(serde_json::to_string(&report)?);
     } else {
@@ -157,6 +162,7 @@ async fn tags(app: &App, report: &mut Report) -> anyhow::Result<()> {
                     repository: record.repository,
                     tag: record.tag,
                     digest: record.digest,
+                    gone: record.gone,
                     change: ChangeId(i64::try_from(record.change).unwrap_or(i64::MAX)),
                     at_ms: i64::try_from(record.time_ms).unwrap_or(i64::MAX),
                 }),
@@ -168,7 +174,8 @@ async fn tags(app: &App, report: &mut Report) -> anyhow::Result<()> {
                 if restored == Restored::Incomplete {
                     report.skipped.push(format!("tag {}:{}: its manifest is not there", tag.repository, tag.tag));
                 }
-                report.tags += report.count(restored);
+                let restored = report.count(restored);
+                report.tags += if tag.gone { 0 } else { restored };
             }
         }
     }

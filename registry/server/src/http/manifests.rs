@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use ::http::{Response, StatusCode};
 use bytes::{Bytes, BytesMut};
-use db::{DeleteManifest, NewManifest, PutManifestError, StoredManifest, TagMove};
+use db::{DbError, DeleteManifest, NewManifest, PutManifestError, StoredManifest};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use super::body::Body;
 use super::failure::Failure;
 use super::{Answer, CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, locations, value};
 use crate::app::App;
-use crate::records;
+use crate::records::{self, Gone};
 
 /// `GET` and `HEAD`. What it is served as is what it was pushed as, whatever `Accept` says: another form would have another digest.
 pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
@@ -66,6 +66,7 @@ pub(super) async fn put(
     let (digest, is_there) = digest_of(app, name, reference, &manifest).await?;
     let record = records::Record::new(app, name, &manifest, &digest).await?;
     if !is_there {
+        app.db.expect_references(app.repository(name).await?, &manifest).await.map_err(refused)?;
         app.store.put_manifest_record(&record.manifest).await?;
     }
     let put = app
@@ -79,14 +80,14 @@ pub(super) async fn put(
             tags: &tags,
             now_ms: app.now_ms(),
             require_references: true,
-            tag_entry: &|tag, change| records::tag_entry(name, tag, change),
         })
         .await;
     let put = match put {
         Ok(put) => put,
         Err(error) => {
             if matches!(&error, PutManifestError::Db(error) if error.is_in_doubt()) {
-                // It may be there: then its record has to be, too, and what we remember is of before.
+                // It may be there: then its record has to be, too, those of the tags, and what we remember is of before.
+                tags.iter().for_each(|tag| app.unsettled.tag(name, tag));
                 if let Ok(Some(repository)) = app.repository(name).await {
                     app.cache.changed(repository);
                 }
@@ -101,7 +102,7 @@ pub(super) async fn put(
         app.store.put_manifest_record(&record.manifest).await?;
     }
     app.cache.changed(put.repository);
-    write_tags(app, name, &digest, &put.tags).await?;
+    records::write_tags(app, name, &digest, &put.tags).await?;
     app.metrics.pushed();
     let mut response = empty(StatusCode::CREATED);
     let headers = response.headers_mut();
@@ -220,27 +221,21 @@ fn refused(error: PutManifestError) -> Failure {
     }
 }
 
-/// The tags' records, so that the store alone tells where they point.
-async fn write_tags(app: &App, name: &RepositoryName, digest: &Digest, moves: &[TagMove]) -> Result<(), Failure> {
-    // Also of those that did not move: whoever pushed it may have been killed before he wrote it.
-    for moved in moves {
-        app.store.put_tag_record(&records::tag(app, name, digest, moved)).await?;
-    }
-    if moves.iter().any(|moved| moved.replaced.is_some()) {
-        app.removals_wanted();
-    }
-    Ok(())
-}
-
 /// `DELETE`: a tag alone, or a manifest with all its tags.
 pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Reference) -> Answer {
     let repository = app.repository(name).await?.ok_or_else(|| unknown(reference))?;
     let tag_entry = |tag: &TagName, change| records::tag_entry(name, tag, change);
     let now = app.now_ms();
-    let deleted = match reference {
+    // Also after an error: it may be gone all the same.
+    let changed = |failure: DbError| {
+        app.cache.changed(repository);
+        Failure::from(failure)
+    };
+    let (digest, tags, entries) = match reference {
         Reference::Tag(tag) => {
-            let deleted = app.db.delete_tag(repository, tag, now, &tag_entry).await;
-            deleted.map(|deleted| deleted.map(|deleted| vec![deleted.entry]))
+            let deleted = app.db.delete_tag(repository, tag, now, &tag_entry).await.map_err(changed)?;
+            let deleted = deleted.ok_or_else(|| unknown(reference))?;
+            (deleted.digest, vec![(tag.clone(), deleted.change)], vec![deleted.entry])
         }
         Reference::Digest(digest) => {
             let delete = DeleteManifest {
@@ -251,13 +246,15 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Referen
                 tag_entry: &tag_entry,
                 record_entry: &records::manifest_entry,
             };
-            app.db.delete_manifest(&delete).await.map(|deleted| deleted.map(|deleted| deleted.entries))
+            let deleted = app.db.delete_manifest(&delete).await.map_err(changed)?;
+            let deleted = deleted.ok_or_else(|| unknown(reference))?;
+            (digest.clone(), deleted.tags, deleted.entries)
         }
     };
-    // Also after an error: it may be gone all the same.
     app.cache.changed(repository);
-    // The records go before the answer, so that a rebuild does not bring back what was deleted.
-    app.remove_now(&deleted?.ok_or_else(|| unknown(reference))?).await;
+    // Before the answer, so that a rebuild does not bring back what was deleted.
+    let gone = Gone { repository: name, digest: &digest, tags: &tags, entries: &entries };
+    records::forget(app, &gone).await?;
     Ok(empty(StatusCode::ACCEPTED))
 }
 

@@ -404,7 +404,7 @@ async fn expect_other(app: &App, digest: &Digest, linked: &Linked) -> Result<(),
     tracing::error!(%digest, key = %link.key, "a blob is not in the store, and is forgotten so that a push brings it back");
     app.db.forget_blob(link.blob, app.now_ms()).await?;
     // What may be left of it; if this fails, the scrub finds it.
-    app.remove_now(&[crate::records::blob_entry(blob.key, &blob.digest, blob.size)]).await;
+    let _ = app.remove_now(&[crate::records::blob_entry(blob.key, &blob.digest, blob.size)]).await;
     app.cache.changed(linked.repository);
     let message = "the bytes that this registry had of it are lost; push them once more";
     Err(Failure::later(503, ErrorCode::Unavailable, message, Duration::from_secs(1)))

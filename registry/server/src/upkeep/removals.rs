@@ -21,6 +21,9 @@ pub(super) async fn run(app: Arc<App>) {
             () = app.wait_for_removals() => {}
             () = tokio::time::sleep(INTERVAL) => {}
         }
+        if app.gc().enabled {
+            replaced(&app).await;
+        }
         while app.gc().enabled {
             match round(&app).await {
                 Ok(0) => break,
@@ -30,6 +33,15 @@ pub(super) async fn run(app: Arc<App>) {
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Removes records that higher ones have replaced. What fails is found by the scrub.
+async fn replaced(app: &App) {
+    for (entry, result) in app.store.remove(&app.unsettled.take_replaced()).await {
+        if let Err(error) = result {
+            tracing::warn!(%entry, %error, "a record that was replaced cannot be removed");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use db::{DbError, DeleteManifest, ManifestId};
 
 use crate::app::App;
-use crate::records;
+use crate::records::{self, Gone};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 const BATCH: u64 = 100;
@@ -46,7 +46,11 @@ async fn round(app: &App, after: Duration) -> Result<u64, DbError> {
             };
             if let Some(deleted) = app.db.delete_untagged(&delete, before).await? {
                 app.cache.changed(manifest.repository);
-                app.remove_now(&deleted.entries).await;
+                let gone =
+                    Gone { repository: name, digest: &manifest.digest, tags: &deleted.tags, entries: &deleted.entries };
+                if let Err(error) = records::forget(app, &gone).await {
+                    tracing::warn!(%error, digest = %manifest.digest, "the record of a manifest is removed later");
+                }
                 count += 1;
             }
         }

@@ -17,8 +17,15 @@ const DISCARDED_AT_A_TIME: usize = 16;
 
 pub(super) async fn run(app: Arc<App>) {
     loop {
+        if !app.tie.holds() {
+            tokio::time::sleep(INTERVAL.min(app.config.uploads.expiry)).await;
+            continue;
+        }
         if let Err(error) = expired(&app).await {
             tracing::warn!(%error, "old uploads cannot be read");
+        }
+        if let Err(error) = finished(&app).await {
+            tracing::warn!(%error, "the rows of uploads that are over cannot be removed");
         }
         match left_behind(&app).await {
             Ok(0) => {}
@@ -46,6 +53,14 @@ async fn expired(app: &App) -> Result<(), DbError> {
         }
         discard(app, forgotten).await;
     }
+}
+
+/// Rows of uploads that are over: nobody accepts their ids any more.
+async fn finished(app: &App) -> Result<(), DbError> {
+    let before = app.now_ms() - expiry_ms(app);
+    let batch = u32::try_from(BATCH).unwrap_or(u32::MAX);
+    while app.db.forget_finished_uploads(before, batch).await? > 0 {}
+    Ok(())
 }
 
 /// What uploads without a row left behind: their process was killed, or their client went away before anything was kept.
