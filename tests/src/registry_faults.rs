@@ -15,6 +15,7 @@ mod recovery;
 mod rested;
 mod resume;
 pub(crate) mod site;
+mod ties;
 mod trace;
 mod visibility;
 
@@ -25,6 +26,7 @@ pub(crate) fn cases() -> Vec<Case> {
         durability::cases(),
         resume::cases(),
         rested::cases(),
+        ties::cases(),
         recovery::cases(),
         disks::cases(),
         outages::cases(),

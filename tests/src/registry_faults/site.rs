@@ -170,6 +170,14 @@ impl Servers {
         }
     }
 
+    /// What one of them holds.
+    pub(crate) fn content(&self, name: &str) -> Result<Vec<u8>> {
+        let Some(s3) = &self.s3 else { return Ok(std::fs::read(self.store().join(name))?) };
+        let reply = s3.curl().get(&format!("{}/{BUCKET}/{name}", s3.endpoint()))?;
+        ensure!(reply.status == 200, "{name} cannot be read: {}", reply.status);
+        Ok(reply.body)
+    }
+
     /// Uploads that the object storage has begun and not ended; none with files.
     pub(crate) fn multipart_uploads(&self) -> Result<usize> {
         let Some(s3) = &self.s3 else { return Ok(0) };
