@@ -147,11 +147,7 @@ async fn digest_of(
     reference: &Reference,
     manifest: &Manifest,
 ) -> Result<(Digest, bool), Failure> {
-    let is_there = async |digest: &Digest| {
-        let found = find(app, name, &Reference::Digest(digest.clone())).await?;
-        Ok::<bool, Failure>(found.is_some())
-    };
-    match reference {
+    let digest = match reference {
         Reference::Digest(wanted) => {
             let found = manifest.digest(wanted.algorithm());
             if found != *wanted {
@@ -160,16 +156,7 @@ async fn digest_of(
                     format!("the digest of the manifest is {found}, not {wanted}"),
                 ));
             }
-            let there = is_there(&found).await?;
-            Ok((found, there))
-        }
-        Reference::Tag(_) => {
-            // Whoever pushed these very bytes under their SHA-512 means that manifest.
-            let (short, long) = (manifest.digest(Algorithm::Sha256), manifest.digest(Algorithm::Sha512));
-            match tokio::try_join!(is_there(&short), is_there(&long))? {
-                (_, true) => Ok((long, true)),
-                (short_is_there, false) => Ok((short, short_is_there)),
-            }
+            found
         }
     }
 }
@@ -181,6 +168,9 @@ async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Res
         || Failure::with_status(413, ErrorCode::SizeInvalid, format!("a manifest has at most {} bytes", max));
     if length.is_some_and(|length| length > max) {
         return Err(too_large());
+///
+/// By a tag it is always SHA-256, also if the same bytes are there under their SHA-512: that is the digest clients work out
+/// by themselves and pull by.
     }
     let collect = async {
         let mut body = BodyStream::new(incoming);
@@ -217,7 +207,10 @@ fn refused(error: PutManifestError) -> Failure {
             tracing::error!(%error, "a manifest cannot be kept");
             Failure::new(ErrorCode::Unknown, "the manifest cannot be kept")
         }
-    }
+        Reference::Tag(_) => manifest.digest(Algorithm::Sha256),
+    };
+    let is_there = find(app, name, &Reference::Digest(digest.clone())).await?.is_some();
+    Ok((digest, is_there))
 }
 
 /// The tags' records, so that the store alone tells where they point.
