@@ -17,6 +17,9 @@ use super::{Answer, CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, locations
 use crate::app::App;
 use crate::records;
 
+/// Bytes of one line of `OCI-Tag`.
+const TAG_LINE_MAX: usize = 4096;
+
 /// `GET` and `HEAD`. What it is served as is what it was pushed as, whatever `Accept` says: another form would have another digest.
 pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
     let manifest = find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
@@ -111,8 +114,8 @@ pub(super) async fn put(
         headers.insert(OCI_SUBJECT, value(subject.digest.to_string()));
     }
     if matches!(reference, Reference::Digest(_)) {
-        for tag in &tags {
-            headers.append(OCI_TAG, value(tag.as_str()));
+        for line in tag_lines(&tags) {
+            headers.append(OCI_TAG, value(line));
         }
     }
     Ok(response)
@@ -162,6 +165,21 @@ async fn digest_of(
 }
 
 async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
+/// The tags of a push as header lines, few and not too long: some clients take at most 100 lines, others no long ones.
+fn tag_lines(tags: &[TagName]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for tag in tags.iter().map(TagName::as_str) {
+        match lines.last_mut() {
+            Some(line) if line.len() + tag.len() + 2 <= TAG_LINE_MAX => {
+                line.push_str(", ");
+                line.push_str(tag);
+            }
+            _ => lines.push(tag.to_owned()),
+        }
+    }
+    lines
+}
+
     let limits = &app.config.manifests;
     let max = limits.max_size.as_u64();
     let too_large =
@@ -257,4 +275,20 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Referen
 fn unknown(reference: &Reference) -> Failure {
     Failure::new(ErrorCode::ManifestUnknown, "there is no such manifest in this repository")
         .detail(serde_json::json!({ "reference": reference.to_string() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_told_in_few_lines() {
+        let tags: Vec<TagName> = (0..250).map(|number| format!("{number:0>128}").parse().unwrap()).collect();
+        let lines = tag_lines(&tags);
+        assert!(lines.len() < 10 && lines.iter().all(|line| line.len() <= TAG_LINE_MAX), "{} lines", lines.len());
+        let told: Vec<&str> = lines.iter().flat_map(|line| line.split(", ")).collect();
+        assert!(told.into_iter().eq(tags.iter().map(TagName::as_str)));
+        assert_eq!(tag_lines(&tags[..1]), [tags[0].as_str()]);
+        assert!(tag_lines(&[]).is_empty());
+    }
 }
