@@ -8,8 +8,8 @@ use oci::range::{self, Selection};
 use oci::route::{self, Route};
 use oci::upload::{UploadId, UploadKey};
 use oci::{
-    Algorithm, Descriptor, Digest, Kind, Manifest, ManifestLimits, Query, Reference, RepositoryName, TagName,
-    media_type, parse_digest, referrers,
+    Algorithm, Descriptor, Digest, Kind, Manifest, ManifestLimits, Query, Reference, RepositoryName,
+    TagName, media_type, parse_digest,
 };
 use proptest::prelude::*;
 use regex::Regex;
@@ -129,13 +129,6 @@ proptest! {
             part.bytes().map(encode).collect()
         });
         prop_assert_eq!(route::parse(&encoded.collect::<Vec<_>>().join("/")), Ok(found));
-    }
-
-    #[test]
-    fn fallback_tags_find_their_subject(digest in digest(), other in digest()) {
-        let prefix = referrers::subject_of_fallback_tag(&referrers::fallback_tag(&digest)).expect("its own");
-        prop_assert!(prefix.matches(&digest));
-        prop_assert_eq!(prefix.matches(&other), other == digest);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Manifests, tags, referrers, the change log.
 
-use db::{Change, ChangeId, ChangeKind, ManifestId, PutManifestError};
+use db::{Change, ChangeId, ChangeKind, ManifestId, PutManifestError, Referrer};
 use oci::{Digest, Reference};
 use serde_json::json;
 
@@ -158,36 +158,51 @@ pub(crate) async fn deleting_a_manifest_takes_its_tags_and_leases_its_blobs(grou
 pub(crate) async fn referrers_are_listed_in_pages(ground: &Ground) {
     let db = &ground.db;
     let subject = push_image(db, "a", "one", &[], 1, 0).await;
+    push_image(db, "b", "one", &[], 2, 0).await;
     let mut expected = Vec::new();
-    for number in 0..5 {
+    for number in 0..7 {
         let mut more = about(&subject);
         more["annotations"] = json!({"number": number.to_string()});
-        more["artifactType"] = json!("application/vnd.test");
+        more["artifactType"] = json!(if number == 6 { "application/vnd.Other" } else { "application/vnd.test" });
         let manifest = image(&[digest("one")], more);
         put(db, "a", &manifest, &[], 0).await;
+        // Of another repository, and of another subject.
+        put(db, "b", &manifest, &[], 0).await;
+        put(db, "a", &image(&[digest("one")], about(&digest_of(&manifest))), &[], 0).await;
         expected.push(digest_of(&manifest));
     }
+    let other = expected[6].clone();
+    expected.sort_by_key(Digest::to_string);
     let a = id(db, "a").await;
-    let mut found = Vec::new();
-    let mut after = ManifestId(0);
-    loop {
-        let page = db.referrers(a, &subject, after, 2).await.unwrap();
-        let Some(last) = page.last() else { break };
-        after = last.id;
-        found.extend(page);
-    }
-    assert_eq!(found.iter().map(|referrer| referrer.digest.clone()).collect::<Vec<_>>(), expected);
-    assert_eq!(found[3].artifact_type.as_deref(), Some("application/vnd.test"));
+    let pages = async |wanted: Option<&str>| {
+        let mut found: Vec<Referrer> = Vec::new();
+        loop {
+            let after = found.last().map(|last| last.digest.to_string());
+            let page = db.referrers(a, &subject, wanted, after.as_deref(), 2).await.unwrap();
+            if page.is_empty() {
+                return found;
+            }
+            found.extend(page);
+        }
+    };
+    let digests = |found: &[Referrer]| found.iter().map(|referrer| referrer.digest.clone()).collect::<Vec<_>>();
+    let found = pages(None).await;
+    assert_eq!(digests(&found), expected);
     assert_eq!(found[3].annotations_len, 14);
-    let annotations = db.annotations(&[found[3].id, found[4].id, ManifestId(0)]).await.unwrap();
-    assert_eq!(annotations.len(), 2);
-    assert_eq!(annotations[&found[3].id], r#"{"number":"3"}"#);
-    let types = db.artifact_types(a, &[expected[3].clone(), subject.clone(), digest("none")]).await.unwrap();
-    assert_eq!(types.len(), 2);
-    assert_eq!(types[&expected[3]].as_deref(), Some("application/vnd.test"));
-    assert_eq!(db.referrers(a, &digest("none"), ManifestId(0), 10).await.unwrap(), []);
+    assert_eq!(digests(&pages(Some("application/vnd.Other")).await), std::slice::from_ref(&other));
+    assert_eq!(pages(Some("application/vnd.other")).await, [], "types are compared byte by byte");
+    assert_eq!(pages(Some("application/vnd.test")).await.len(), 6);
+    let Some(last) = found.iter().find(|referrer| referrer.digest == other) else { panic!() };
+    assert_eq!(last.artifact_type.as_deref(), Some("application/vnd.Other"));
+    let annotations = db.annotations(&[last.id, found[4].id, ManifestId(0)]).await.unwrap();
+    assert_eq!(annotations[&last.id], r#"{"number":"6"}"#);
+    assert_eq!(db.referrers(a, &digest("none"), None, None, 10).await.unwrap(), []);
     delete(db, a, &expected[0], 1).await.unwrap();
-    assert_eq!(db.referrers(a, &subject, ManifestId(0), 10).await.unwrap().len(), 4);
+    let left = db.referrers(a, &subject, None, None, 10).await.unwrap();
+    assert_eq!(digests(&left), expected[1..]);
+    // What is no digest is a bound, too.
+    assert_eq!(db.referrers(a, &subject, None, Some("sha256"), 10).await.unwrap(), left);
+    assert_eq!(db.referrers(a, &subject, None, Some("sha257"), 10).await.unwrap(), []);
 }
 
 pub(crate) async fn large_manifests_and_many_layers(ground: &Ground) {
