@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use bytes::Bytes;
-use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
+use oci::{Condition, Digest, Manifest, Reference, RepositoryName, TagName};
 
 pub(crate) use self::put::{References, insert, insert_references, touch};
 use crate::sql::Run;
@@ -58,6 +58,15 @@ pub struct Referrer {
     pub annotations_len: u64,
 }
 
+/// What a client expects to find before it changes something.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'m> {
+    /// Where it looks: a tag, or the manifest itself.
+    pub reference: &'m Reference,
+    /// What it expects there.
+    pub condition: &'m Condition,
+}
+
 /// A manifest whose record is durable in the store.
 #[derive(Clone, Copy)]
 pub struct NewManifest<'m> {
@@ -75,6 +84,8 @@ pub struct NewManifest<'m> {
     pub tags: &'m [TagName],
     /// Now, in ms since 1970.
     pub now_ms: i64,
+    /// Refuse it unless this is there; looked at in the transaction that changes it.
+    pub expected: Option<Expected<'m>>,
     /// Refuse it when blobs or manifests it needs are not in the repository. Otherwise they count as referenced once they are.
     pub require_references: bool,
     /// Names the records of what the tags were before.
@@ -117,6 +128,9 @@ pub enum PutManifestError {
     /// The repository does not have these manifests.
     #[error("{} manifests that the index names are not in the repository", .0.len())]
     MissingManifests(Vec<Digest>),
+    /// What is there is not what the client expects.
+    #[error("what is there is not what the client expects")]
+    Unmet(oci::Unmet),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),

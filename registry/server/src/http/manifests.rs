@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use ::http::{Response, StatusCode};
 use bytes::{Bytes, BytesMut};
-use db::{DeleteManifest, NewManifest, PutManifestError, StoredManifest, TagMove};
+use db::{DeleteManifest, Expected, NewManifest, PutManifestError, StoredManifest, TagMove};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
@@ -23,16 +23,15 @@ const TAG_LINE_MAX: usize = 4096;
 /// `GET` and `HEAD`. What it is served as is what it was pushed as, whatever `Accept` says: another form would have another digest.
 pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
     let manifest = find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
-    let etag = value(format!("\"{}\"", manifest.digest));
-    let mut response = if super::blobs::is_match(call, &etag) {
-        empty(StatusCode::NOT_MODIFIED)
-    } else {
-        super::blobs::finish(call, Response::new(Body::Bytes(manifest.content.clone())))
+    let digest = manifest.digest.to_string();
+    let mut response = match call.condition().check(Some(&digest)) {
+        Ok(()) => super::blobs::finish(call, Response::new(Body::Bytes(manifest.content.clone()))),
+        Err(unmet) => super::blobs::not_modified(unmet)?,
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, value(&manifest.media_type));
-    headers.insert(CONTENT_DIGEST, value(manifest.digest.to_string()));
-    headers.insert(ETAG, etag);
+    headers.insert(CONTENT_DIGEST, value(&digest));
+    headers.insert(ETAG, value(format!("\"{digest}\"")));
     Ok(response)
 }
 
@@ -61,6 +60,7 @@ pub(super) async fn put(
     incoming: &mut Incoming,
 ) -> Answer {
     let tags = tags(app, call, reference)?;
+    let condition = call.condition();
     let raw = receive(app, incoming, call.content_length()).await?;
     let content_type = call.header(CONTENT_TYPE);
     let manifest = Manifest::parse(raw, content_type, &app.manifest_limits())
@@ -81,6 +81,7 @@ pub(super) async fn put(
             record_entry: &record.entry,
             tags: &tags,
             now_ms: app.now_ms(),
+            expected: (!condition.is_empty()).then_some(Expected { reference, condition: &condition }),
             require_references: true,
             tag_entry: &|tag, change| records::tag_entry(name, tag, change),
         })
@@ -143,7 +144,25 @@ fn tags(app: &App, call: &Call, reference: &Reference) -> Result<Vec<TagName>, F
     Ok(tags)
 }
 
+/// The tags of a push as header lines, few and not too long: some clients take at most 100 lines, others no long ones.
+fn tag_lines(tags: &[TagName]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for tag in tags.iter().map(TagName::as_str) {
+        match lines.last_mut() {
+            Some(line) if line.len() + tag.len() + 2 <= TAG_LINE_MAX => {
+                line.push_str(", ");
+                line.push_str(tag);
+            }
+            _ => lines.push(tag.to_owned()),
+        }
+    }
+    lines
+}
+
 /// The digest the manifest is kept under, the one the client names or its SHA-256, and whether it is there already.
+///
+/// By a tag it is always SHA-256, also if the same bytes are there under their SHA-512: that is the digest clients work out
+/// by themselves and pull by.
 async fn digest_of(
     app: &App,
     name: &RepositoryName,
@@ -161,34 +180,19 @@ async fn digest_of(
             }
             found
         }
-    }
+        Reference::Tag(_) => manifest.digest(Algorithm::Sha256),
+    };
+    let is_there = find(app, name, &Reference::Digest(digest.clone())).await?.is_some();
+    Ok((digest, is_there))
 }
 
 async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
-/// The tags of a push as header lines, few and not too long: some clients take at most 100 lines, others no long ones.
-fn tag_lines(tags: &[TagName]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for tag in tags.iter().map(TagName::as_str) {
-        match lines.last_mut() {
-            Some(line) if line.len() + tag.len() + 2 <= TAG_LINE_MAX => {
-                line.push_str(", ");
-                line.push_str(tag);
-            }
-            _ => lines.push(tag.to_owned()),
-        }
-    }
-    lines
-}
-
     let limits = &app.config.manifests;
     let max = limits.max_size.as_u64();
     let too_large =
         || Failure::with_status(413, ErrorCode::SizeInvalid, format!("a manifest has at most {} bytes", max));
     if length.is_some_and(|length| length > max) {
         return Err(too_large());
-///
-/// By a tag it is always SHA-256, also if the same bytes are there under their SHA-512: that is the digest clients work out
-/// by themselves and pull by.
     }
     let collect = async {
         let mut body = BodyStream::new(incoming);
@@ -220,15 +224,13 @@ fn refused(error: PutManifestError) -> Failure {
     match error {
         PutManifestError::MissingBlobs(digests) => missing("blob", &digests),
         PutManifestError::MissingManifests(digests) => missing("manifest", &digests),
+        PutManifestError::Unmet(unmet) => unmet.into(),
         PutManifestError::Db(error) => error.into(),
         error => {
             tracing::error!(%error, "a manifest cannot be kept");
             Failure::new(ErrorCode::Unknown, "the manifest cannot be kept")
         }
-        Reference::Tag(_) => manifest.digest(Algorithm::Sha256),
-    };
-    let is_there = find(app, name, &Reference::Digest(digest.clone())).await?.is_some();
-    Ok((digest, is_there))
+    }
 }
 
 /// The tags' records, so that the store alone tells where they point.
@@ -244,16 +246,22 @@ async fn write_tags(app: &App, name: &RepositoryName, digest: &Digest, moves: &[
 }
 
 /// `DELETE`: a tag alone, or a manifest with all its tags.
-pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Reference) -> Answer {
+pub(super) async fn delete(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
     let repository = app.repository(name).await?.ok_or_else(|| unknown(reference))?;
     let tag_entry = |tag: &TagName, change| records::tag_entry(name, tag, change);
     let now = app.now_ms();
     let deleted = match reference {
-        Reference::Tag(tag) => {
-            let deleted = app.db.delete_tag(repository, tag, now, &tag_entry).await;
-            deleted.map(|deleted| deleted.map(|deleted| vec![deleted.entry]))
-        }
+        Reference::Tag(tag) => match app.db.delete_tag_if(repository, tag, &call.condition(), now, &tag_entry).await {
+            Ok(Ok(deleted)) => Ok(deleted.map(|deleted| vec![deleted.entry])),
+            Ok(Err(unmet)) => return Err(unmet.into()),
+            Err(error) => Err(error),
+        },
         Reference::Digest(digest) => {
+            // It has one entity tag for ever, so this need not be asked in the transaction.
+            if let Err(unmet) = call.condition().check(Some(&digest.to_string())) {
+                find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
+                return Err(unmet.into());
+            }
             let delete = DeleteManifest {
                 repository,
                 digest,
