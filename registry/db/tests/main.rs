@@ -50,6 +50,7 @@ suite! {
         referrers_are_listed_in_pages,
         a_refused_push_makes_no_repository,
         pushes_and_deletes_have_conditions,
+        what_was_asked_for_stays_untagged,
         large_manifests_and_many_layers,
         only_what_nothing_holds_counts_as_untagged,
         changes_are_a_log;

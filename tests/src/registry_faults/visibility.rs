@@ -286,10 +286,21 @@ fn untagged(run: &Run) -> CaseResult {
     site.registries[0].restart()?;
 
     let mut client = site.client();
+    // Asking for it keeps it for another second.
     let is_there = |client: &mut Client, manifest: &Manifest| -> Result<bool> {
+        thread::sleep(Duration::from_secs(2));
         Ok(client.manifest("a/b", &manifest.digest.to_string())?.status == 200)
     };
     wait_until("the lone manifest goes", SETTLE, || Ok(!is_there(&mut client, &lone)?))?;
+    // As a client does that will not push again what it sees, and pushes the index a while later.
+    let seen = Manifest::image("seen", &[]);
+    client.push_image("a/b", "", &seen)?;
+    for method in ["HEAD", "GET"].repeat(4) {
+        thread::sleep(Duration::from_millis(600));
+        let path = format!("/v2/a/b/manifests/{}", seen.digest);
+        client.ask(method, &path, &[], &[])?.is(200, "a manifest that is asked for")?;
+    }
+    client.put_manifest("a/b", "seen", &Manifest::index("seen", &[&seen]))?.is(201, "an index of what was seen")?;
     let [tagged, old, child, other_child] =
         ["tagged", "old", "child", "other"].map(|name| Manifest::image(name, &[Blob::random(1000, name.len() as u64)]));
     client.push_image("a/b", "v1", &old)?;
@@ -325,6 +336,8 @@ fn untagged(run: &Run) -> CaseResult {
     }
     // What held them goes, and then they do.
     client.delete_manifest("a/b", "index")?.is(202, "delete of a tag")?;
+    client.delete_manifest("a/b", "seen")?.is(202, "delete of a tag")?;
+    wait_until("what was seen", SETTLE, || Ok(!is_there(&mut client, &seen)?))?;
     for manifest in [&index, &child, &other_child, &of_child] {
         wait_until("an index and what only it held", SETTLE, || Ok(!is_there(&mut client, manifest)?))?;
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use oci::{Manifest, Reference, TagName, Unmet};
+use oci::{Digest, Manifest, Reference, TagName, Unmet};
 
 use super::{ManifestPut, NewManifest, PutManifestError, TagMove};
 use crate::change::{self, NewChange};
@@ -10,7 +10,7 @@ use crate::error::Fault;
 use crate::lock::{self, Lock};
 use crate::repository::Place;
 use crate::sql::{LIST_MAX, Run, db_size, marks, padded, repeat, sql, values};
-use crate::{ChangeId, ChangeKind, Db, ManifestId, RepositoryId, removal};
+use crate::{ChangeId, ChangeKind, Db, DbError, ManifestId, RepositoryId, removal};
 
 /// What a manifest refers to, as the database has it.
 pub(crate) struct References {
@@ -73,6 +73,33 @@ impl Db {
         })?;
         self.remember(new.repository, put.repository);
         Ok(put)
+    }
+
+    /// Keeps a manifest for somebody who was told that it is there, as if it had been pushed: it counts as without a tag from now on, unless
+    /// it already does since `recently_ms` or later. Whether it is still there.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn keep_manifest(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        now_ms: i64,
+        recently_ms: i64,
+    ) -> Result<bool, DbError> {
+        let digest = digest.to_string();
+        let digest = &digest;
+        self.transact(|run: Run| async move {
+            let text =
+                sql!("update manifests set idle_since = ? where repository_id = ? and digest = ? and idle_since < ?");
+            if run.execute(text, values![now_ms, repository.0, digest.as_str(), recently_ms]).await? > 0 {
+                return Ok(true);
+            }
+            // Nobody must be about to remove it.
+            let text = sql!("select 1 from manifests where repository_id = ? and digest = ? for share");
+            Ok(run.one(text, values![repository.0, digest.as_str()]).await?.is_some())
+        })
+        .await
     }
 }
 

@@ -278,6 +278,22 @@ pub(crate) async fn pushes_and_deletes_have_conditions(ground: &Ground) {
     assert_eq!(delete(&Condition::parse(["*"], [])).await, Ok(None));
 }
 
+pub(crate) async fn what_was_asked_for_stays_untagged(ground: &Ground) {
+    let db = &ground.db;
+    let one = push_image(db, "a", "one", &[], 1, 0).await;
+    let a = id(db, "a").await;
+    let untagged = async |before: i64| db.untagged_manifests(before, ManifestId(0), 10).await.unwrap().len();
+    assert_eq!(untagged(100).await, 1);
+    assert!(db.keep_manifest(a, &one, 100, 75).await.unwrap());
+    assert_eq!(untagged(100).await, 0);
+    assert_eq!(db.delete_untagged(&deletion(a, &one, 110), 100).await.unwrap(), None);
+    // Not so often.
+    assert!(db.keep_manifest(a, &one, 120, 95).await.unwrap());
+    assert_eq!(untagged(101).await, 1);
+    assert!(db.delete_untagged(&deletion(a, &one, 130), 101).await.unwrap().is_some());
+    assert!(!db.keep_manifest(a, &one, 200, 175).await.unwrap());
+}
+
 pub(crate) async fn large_manifests_and_many_layers(ground: &Ground) {
     let db = &ground.db;
     let layers: Vec<Digest> = (0..1500).map(|number| digest(&format!("layer {number}"))).collect();

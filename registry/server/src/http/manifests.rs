@@ -23,6 +23,9 @@ const TAG_LINE_MAX: usize = 4096;
 /// `GET` and `HEAD`. What it is served as is what it was pushed as, whatever `Accept` says: another form would have another digest.
 pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
     let manifest = find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
+    if matches!(reference, Reference::Digest(_)) && !keep(app, name, &manifest.digest).await? {
+        return Err(unknown(reference));
+    }
     let digest = manifest.digest.to_string();
     let mut response = match call.condition().check(Some(&digest)) {
         Ok(()) => super::blobs::finish(call, Response::new(Body::Bytes(manifest.content.clone()))),
@@ -33,6 +36,24 @@ pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference
     headers.insert(CONTENT_DIGEST, value(&digest));
     headers.insert(ETAG, value(format!("\"{digest}\"")));
     Ok(response)
+}
+
+/// A client that sees a manifest here may name it in an index without pushing it: it has to stay for a while, where manifests without a tag
+/// are removed. Whether it is still here.
+async fn keep(app: &App, name: &RepositoryName, digest: &Digest) -> Result<bool, Failure> {
+    let Some(after) = app.gc().untagged_after else { return Ok(true) };
+    let Some(repository) = app.repository(name).await? else { return Ok(false) };
+    let now = app.now_ms();
+    // Once in a quarter of that time is enough, so that pulls stay cheap: half of it is left in any case.
+    let recently = now.saturating_sub(i64::try_from(after.as_millis() / 4).unwrap_or(i64::MAX));
+    if app.cache.is_kept(repository, digest, recently) {
+        return Ok(true);
+    }
+    let is_there = app.db.keep_manifest(repository, digest, now, recently).await?;
+    if is_there {
+        app.cache.kept(repository, digest, now);
+    }
+    Ok(is_there)
 }
 
 pub(super) async fn find(
