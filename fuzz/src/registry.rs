@@ -106,14 +106,9 @@ pub fn reference(bytes: &[u8]) {
     }
     if let Ok(tag) = text.parse::<TagName>() {
         assert_eq!(tag.as_str(), text);
-        if let Some(prefix) = referrers::subject_of_fallback_tag(&tag) {
-            assert_eq!(format!("{}-{}", prefix.algorithm().name(), prefix.hex()), text);
-        }
     }
     if let Ok(digest) = parse_digest(text) {
         assert_eq!(digest.to_string(), text);
-        let tag = referrers::fallback_tag(&digest);
-        assert!(referrers::subject_of_fallback_tag(&tag).is_some_and(|prefix| prefix.matches(&digest)));
     }
 }
 

@@ -6,6 +6,7 @@ use oci::upload::UploadId;
 use oci::{Digest, RepositoryName};
 
 use crate::error::Fault;
+use crate::repository::Place;
 use crate::sql::{Dialect, LIST_MAX, Row, Run, db_size, marks, padded, sql, values};
 use crate::{BlobId, Db, DbError, RepositoryId, removal, upload};
 
@@ -168,8 +169,21 @@ impl Db {
     /// # Errors
     /// When the database fails. When that happens while it commits, it is not known whether it did.
     pub async fn commit_blob(&self, new: &NewBlob<'_>) -> Result<BlobCommit, DbError> {
-        let repository = self.repository_for_push(new.repository, new.now_ms).await?;
-        self.transact(|run: Run| async move { commit(&run, repository, new).await }).await
+        let known = self.repository_id(new.repository).await?;
+        let commit = self
+            .transact(|run: Run| async move {
+                let place = Place::enter(&run, known, new.repository, new.now_ms).await?;
+                let commit = commit(&run, place.id, new).await?;
+                if matches!(commit, BlobCommit::Over) {
+                    place.leave(&run).await?;
+                }
+                Ok(commit)
+            })
+            .await?;
+        if let BlobCommit::Stored(linked) | BlobCommit::Existed(linked) = &commit {
+            self.remember(new.repository, linked.repository);
+        }
+        Ok(commit)
     }
 
     /// Makes a blob that is there readable in `to`, or renews the lease of the link there. `from` must have a link to it;
@@ -192,22 +206,25 @@ impl Db {
             },
             None => None,
         };
-        let repository = self.repository_for_push(to, now_ms).await?;
+        let known = self.repository_id(to).await?;
         let digest = digest.to_string();
         let digest = &digest;
-        self.transact(|run: Run| async move {
-            let run = &run;
-            let Some(blob) = lock_shared(run, digest).await? else { return Ok(None) };
-            if let Some(from) = from {
-                let text = sql!("select 1 from links where repository_id = ? and blob_id = ?");
-                if run.one(text, values![from.0, blob.id.0]).await?.is_none() {
+        let linked = self
+            .transact(|run: Run| async move {
+                let run = &run;
+                let place = Place::enter(run, known, to, now_ms).await?;
+                let Some(blob) = find_to_mount(run, digest, from).await? else {
+                    place.leave(run).await?;
                     return Ok(None);
-                }
-            }
-            let leased_until = link(run, repository, blob.id, leased_until_ms).await?;
-            Ok(Some(blob.linked(repository, leased_until)))
-        })
-        .await
+                };
+                let leased_until = link(run, place.id, blob.id, leased_until_ms).await?;
+                Ok(Some(blob.linked(place.id, leased_until)))
+            })
+            .await?;
+        if let Some(linked) = &linked {
+            self.remember(to, linked.repository);
+        }
+        Ok(linked)
     }
 
     /// Takes a blob out of a repository. With its last link the blob itself becomes a removal.
@@ -323,6 +340,18 @@ async fn commit_new(
     let values = values![digest, db_size(new.size), key, new.now_ms, key, repository.0, new.leased_until_ms, key];
     let blob = |row: &Row| Ok(Blob { id: BlobId(row.int(0)?), key: new.key, size: new.size });
     run.all(text, values).await?.first().map(blob).transpose()
+}
+
+/// As [`lock_shared`], if it can be mounted from there.
+async fn find_to_mount(run: &Run, digest: &str, from: Option<RepositoryId>) -> Result<Option<Blob>, Fault> {
+    let Some(blob) = lock_shared(run, digest).await? else { return Ok(None) };
+    if let Some(from) = from {
+        let text = sql!("select 1 from links where repository_id = ? and blob_id = ?");
+        if run.one(text, values![from.0, blob.id.0]).await?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(blob))
 }
 
 /// Keeps a blob from being removed until the end of the transaction.

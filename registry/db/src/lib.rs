@@ -17,7 +17,7 @@
 //! - What becomes superfluous in the store is noted in `removals` by the transaction that makes it so.
 //! - Bytes that were given up are never a blob again: their upload is marked as finished.
 //! - Of two changes of one tag the later has the higher number, whatever process made it.
-//! - Rows are locked in one order: blobs, links, manifests, tags. A deadlock that happens nevertheless is found by the database, and the
+//! - Rows are locked in one order: a repository that is new, blobs, links, manifests, tags. A deadlock that happens nevertheless is found by the database, and the
 //!   transaction is run again.
 //!
 //! # What is acknowledged is durable
@@ -68,8 +68,8 @@ pub use error::DbError;
 pub use id::{BlobId, ChangeId, ManifestId, RemovalId, RepositoryId};
 pub use inspect::{BlobRow, ManifestRow, NeededBy, TagRow};
 pub use manifest::{
-    DeleteManifest, DeletedManifest, DeletedTag, ManifestHead, ManifestPut, NewManifest, PutManifestError, RecordEntry,
-    Referrer, StoredManifest, TagEntry, TagMove,
+    DeleteManifest, DeletedManifest, DeletedTag, Expected, ManifestHead, ManifestPut, NewManifest, PutManifestError,
+    RecordEntry, Referrer, StoredManifest, TagEntry, TagMove,
 };
 pub use removal::Removal;
 pub use restore::{Restored, RestoredBlob, RestoredManifest, RestoredTag};

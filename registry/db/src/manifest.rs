@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use bytes::Bytes;
-use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
+use oci::{Condition, Digest, Manifest, Reference, RepositoryName, TagName};
 
 pub(crate) use self::put::{References, insert, insert_references, touch};
 use crate::sql::Run;
@@ -44,7 +44,7 @@ pub struct ManifestHead {
 /// A manifest that says something about another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referrer {
-    /// Where the next page starts after it.
+    /// Its number, for [`Db::annotations`].
     pub id: ManifestId,
     /// Its digest.
     pub digest: Digest,
@@ -54,8 +54,17 @@ pub struct Referrer {
     pub size: u64,
     /// What it is for.
     pub artifact_type: Option<String>,
-    /// Characters of its annotations, see [`Db::annotations`].
+    /// Bytes of its annotations, see [`Db::annotations`].
     pub annotations_len: u64,
+}
+
+/// What a client expects to find before it changes something.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'m> {
+    /// Where it looks: a tag, or the manifest itself.
+    pub reference: &'m Reference,
+    /// What it expects there.
+    pub condition: &'m Condition,
 }
 
 /// A manifest whose record is durable in the store.
@@ -75,6 +84,8 @@ pub struct NewManifest<'m> {
     pub tags: &'m [TagName],
     /// Now, in ms since 1970.
     pub now_ms: i64,
+    /// Refuse it unless this is there; looked at in the transaction that changes it.
+    pub expected: Option<Expected<'m>>,
     /// Refuse it when blobs or manifests it needs are not in the repository. Otherwise they count as referenced once they are.
     pub require_references: bool,
 }
@@ -115,6 +126,9 @@ pub enum PutManifestError {
     /// The repository does not have these manifests.
     #[error("{} manifests that the index names are not in the repository", .0.len())]
     MissingManifests(Vec<Digest>),
+    /// What is there is not what the client expects.
+    #[error("what is there is not what the client expects")]
+    Unmet(oci::Unmet),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -247,8 +261,8 @@ impl Db {
         .await
     }
 
-    /// Manifests whose subject has this digest, in the order they came, without their annotations, which may be long: see
-    /// [`Db::annotations`]. `after` = the last of the page before, or zero.
+    /// Manifests whose subject has this digest, in the order of their digests, without their annotations, which may be long: see
+    /// [`Db::annotations`]. With `artifact_type` only those that have it. They come after the given text; it need not be a digest.
     ///
     /// # Errors
     /// When the database fails.
@@ -256,18 +270,31 @@ impl Db {
         &self,
         repository: RepositoryId,
         subject: &Digest,
-        after: ManifestId,
+        artifact_type: Option<&str>,
+        after: Option<&str>,
         limit: u64,
     ) -> Result<Vec<Referrer>, DbError> {
-        let text = sql!(
-            "select id, digest, media_type, size, artifact_type, size + length(annotations) from manifests \
-             where repository_id = ? and subject = ? and id > ? order by id limit ?"
-        );
         let subject = subject.to_string();
-        let subject = &subject;
+        let after = after.unwrap_or_default();
+        let (text, values) = match artifact_type {
+            None => (
+                sql!(
+                    "select id, digest, media_type, size, artifact_type, size + octet_length(annotations) from manifests \
+                     where repository_id = ? and subject = ? and digest > ? order by digest limit ?"
+                ),
+                values![repository.0, subject, after, db_size(limit)],
+            ),
+            Some(wanted) => (
+                sql!(
+                    "select id, digest, media_type, size, artifact_type, size + octet_length(annotations) from manifests \
+                     where repository_id = ? and subject = ? and digest > ? and artifact_type = ? order by digest limit ?"
+                ),
+                values![repository.0, subject, after, wanted, db_size(limit)],
+            ),
+        };
+        let values = &values;
         self.read(|run: Run| async move {
-            let run = &run;
-            let rows = run.all(text, values![repository.0, subject.as_str(), after.0, db_size(limit)]).await?;
+            let rows = run.all(text, values.clone()).await?;
             rows.iter()
                 .map(|row| {
                     let size = row.size(3)?;
@@ -298,34 +325,6 @@ impl Db {
                 let text = format!("select id, annotations from manifests where id in {}", marks(ids.len()));
                 for row in run.all(text, ids.into_iter().map(Into::into).collect()).await? {
                     found.insert(ManifestId(row.int(0)?), row.text(1)?);
-                }
-            }
-            Ok(found)
-        })
-        .await
-    }
-
-    /// Those of the digests that are manifests of a repository, and what they are for.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn artifact_types(
-        &self,
-        repository: RepositoryId,
-        digests: &[Digest],
-    ) -> Result<HashMap<Digest, Option<String>>, DbError> {
-        self.read(|run: Run| async move {
-            let run = &run;
-            let mut found = HashMap::with_capacity(digests.len());
-            for digests in digests.chunks(LIST_MAX) {
-                let digests = padded(digests.iter().map(ToString::to_string).collect());
-                let text = format!(
-                    "select digest, artifact_type from manifests where repository_id = ? and digest in {}",
-                    marks(digests.len())
-                );
-                let values = values![repository.0].into_iter().chain(digests.into_iter().map(Into::into)).collect();
-                for row in run.all(text, values).await? {
-                    found.insert(row.parse(0)?, row.text_option(1)?);
                 }
             }
             Ok(found)

@@ -2,6 +2,7 @@
 
 mod m0001_tables;
 mod m0002_upload_clients;
+mod m0003_referrers_by_digest;
 
 use std::time::Duration;
 
@@ -19,7 +20,11 @@ struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_tables::Migration), Box::new(m0002_upload_clients::Migration)]
+        vec![
+            Box::new(m0001_tables::Migration),
+            Box::new(m0002_upload_clients::Migration),
+            Box::new(m0003_referrers_by_digest::Migration),
+        ]
     }
 
     fn migration_table_name() -> DynIden {

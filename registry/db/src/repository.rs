@@ -34,6 +34,39 @@ impl Known {
     }
 }
 
+/// Where a push goes.
+pub(crate) struct Place {
+    pub(crate) id: RepositoryId,
+    /// It was made for this push.
+    is_new: bool,
+}
+
+impl Place {
+    /// The first thing in the transaction of a push: finds the repository, or makes it. It comes to be with what is pushed first, or not at all.
+    pub(crate) async fn enter(
+        run: &Run,
+        known: Option<RepositoryId>,
+        name: &RepositoryName,
+        now_ms: i64,
+    ) -> Result<Self, Fault> {
+        if let Some(id) = known {
+            return Ok(Self { id, is_new: false });
+        }
+        Ok(match insert(run, name, now_ms).await? {
+            Some(id) => Self { id, is_new: true },
+            None => Self { id: find_again(run, name).await?, is_new: false },
+        })
+    }
+
+    /// The push was refused. Nobody else has seen what was made for it.
+    pub(crate) async fn leave(&self, run: &Run) -> Result<(), Fault> {
+        if self.is_new {
+            run.execute(sql!("delete from repositories where id = ?"), values![self.id.0]).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Db {
     /// Forgets the ids of repositories: the tables may be others by now.
     pub fn forget_ids(&self) {
@@ -55,18 +88,9 @@ impl Db {
         Ok(found)
     }
 
-    /// The id of a repository, which is made if it is new. In a transaction of its own, so that first pushes do not wait for each other.
-    pub(crate) async fn repository_for_push(
-        &self,
-        name: &RepositoryName,
-        now_ms: i64,
-    ) -> Result<RepositoryId, DbError> {
-        if let Some(id) = self.repository_id(name).await? {
-            return Ok(id);
-        }
-        let id = self.transact(|run: Run| async move { make(&run, name, now_ms).await }).await?;
+    /// A push to it was committed.
+    pub(crate) fn remember(&self, name: &RepositoryName, id: RepositoryId) {
         self.inner.known.put(name, id);
-        Ok(id)
     }
 
     /// Names of repositories that hold a manifest, after the given text, in the order of their bytes.
@@ -95,9 +119,18 @@ async fn find(run: &Run, name: &RepositoryName) -> Result<Option<RepositoryId>, 
 
 /// Finds or makes a repository; in a transaction of several steps, its id must not be remembered before the commit.
 pub(crate) async fn make(run: &Run, name: &RepositoryName, now_ms: i64) -> Result<RepositoryId, Fault> {
-    let text = sql!("insert into repositories (name, created_at) values (?, ?) on conflict do nothing");
-    if let Some(id) = run.insert(text, values![name.as_str(), now_ms]).await? {
-        return Ok(RepositoryId(id));
+    match insert(run, name, now_ms).await? {
+        Some(id) => Ok(id),
+        None => find_again(run, name).await,
     }
-    find(run, name).await?.ok_or_else(|| Fault::Corrupt(format!("repository {name} is there and cannot be found")))
+}
+
+/// Makes a repository, unless it is there. Waits for whoever is about to make it.
+async fn insert(run: &Run, name: &RepositoryName, now_ms: i64) -> Result<Option<RepositoryId>, Fault> {
+    let text = sql!("insert into repositories (name, created_at) values (?, ?) on conflict do nothing");
+    Ok(run.insert(text, values![name.as_str(), now_ms]).await?.map(RepositoryId))
+}
+
+async fn find_again(run: &Run, name: &RepositoryName) -> Result<RepositoryId, Fault> {
+    find(run, name).await?.ok_or(Fault::Again("a repository was there and is gone"))
 }

@@ -237,7 +237,8 @@ impl Row {
     }
 }
 
-fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Fault> {
+/// A text of a column that was written from a value of this type.
+pub(crate) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Fault> {
     text.parse().map_err(|_| {
         let shown: String = text.chars().take(80).collect();
         Fault::Corrupt(format!("{shown:?} where a {} should be", std::any::type_name::<T>()))

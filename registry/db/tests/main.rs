@@ -48,6 +48,9 @@ suite! {
         deleting_a_tag_leaves_the_manifest,
         deleting_a_manifest_takes_its_tags_and_leases_its_blobs,
         referrers_are_listed_in_pages,
+        a_refused_push_makes_no_repository,
+        pushes_and_deletes_have_conditions,
+        what_was_asked_for_stays_untagged,
         large_manifests_and_many_layers,
         only_what_nothing_holds_counts_as_untagged,
         changes_are_a_log;
@@ -74,6 +77,8 @@ suite! {
         one_digest_is_stored_once,
         an_upload_is_a_blob_or_ended,
         one_tag_has_one_history,
+        of_conditional_pushes_one_wins,
+        first_pushes_make_one_repository,
         pushes_and_the_collector,
         pushes_of_several_blobs_and_the_collector,
         mounts_and_the_collector,

@@ -36,9 +36,20 @@ pub(crate) async fn older_tables_are_taken(config: &DbConfig) {
     drop(db);
     let mysql = config.url.expose().starts_with("mysql");
     let index = if mysql { "drop index uploads_by_client on uploads" } else { "drop index uploads_by_client" };
+    let new = if mysql { "drop index manifests_by_referrer on manifests" } else { "drop index manifests_by_referrer" };
+    let old = "create index manifests_by_subject on manifests (repository_id, subject, id)";
+    let third = "delete from registry_migrations where version = 'm0003_referrers_by_digest'";
     let forget = "delete from registry_migrations where version = 'm0002_upload_clients'";
     let column = "alter table uploads drop column client";
-    for undone in [&[index, column, forget][..], &[index, forget], &[forget], &["delete from registry_migrations"]] {
+    for undone in [
+        &[third, new, old, index, column, forget][..],
+        &[third, index, forget],
+        &[third, forget],
+        &[third, new, old],
+        &[third, old],
+        &[third],
+        &["delete from registry_migrations"],
+    ] {
         for text in undone {
             raw_sql(config, text).await;
         }

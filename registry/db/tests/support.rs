@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use db::{
-    BlobCommit, ChangeId, Collected, Db, DbConfig, DeleteManifest, DeletedManifest, Follows, ManifestPut, NewBlob,
-    NewManifest, PutManifestError, RepositoryId,
+    BlobCommit, ChangeId, Collected, Db, DbConfig, DeleteManifest, DeletedManifest, Expected, Follows, ManifestPut,
+    NewBlob, NewManifest, PutManifestError, RepositoryId,
 };
 use harness::{Host, MariaDb, Postgres, Run};
 use oci::upload::UploadId;
@@ -204,6 +204,28 @@ pub(crate) async fn try_put(
     tags: &[&str],
     now_ms: i64,
 ) -> Result<ManifestPut, PutManifestError> {
+    put_expecting(db, into, manifest, tags, None, now_ms).await
+}
+
+/// As [`try_put`], for a client that expects something.
+pub(crate) async fn put_if(
+    db: &Db,
+    into: &str,
+    manifest: &Manifest,
+    tags: &[&str],
+    expected: Expected<'_>,
+) -> Result<ManifestPut, PutManifestError> {
+    put_expecting(db, into, manifest, tags, Some(expected), 0).await
+}
+
+async fn put_expecting(
+    db: &Db,
+    into: &str,
+    manifest: &Manifest,
+    tags: &[&str],
+    expected: Option<Expected<'_>>,
+    now_ms: i64,
+) -> Result<ManifestPut, PutManifestError> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let record = format!("{:032x}", NEXT.fetch_add(1, Ordering::Relaxed));
     let tags: Vec<TagName> = tags.iter().map(|name| tag(name)).collect();
@@ -216,6 +238,7 @@ pub(crate) async fn try_put(
         record_entry: &entry,
         tags: &tags,
         now_ms,
+        expected,
         require_references: true,
     })
     .await

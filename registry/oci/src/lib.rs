@@ -22,6 +22,7 @@
 
 #![forbid(unsafe_code)]
 
+mod condition;
 mod digest;
 mod error;
 mod manifest;
@@ -35,6 +36,7 @@ pub mod referrers;
 pub mod route;
 pub mod upload;
 
+pub use condition::{Condition, Unmet};
 pub use digest::{InvalidDigest, parse_algorithm, parse_digest};
 pub use error::{ErrorCode, Problem, body};
 pub use manifest::{BlobRef, Descriptor, InvalidManifest, Kind, Manifest, ManifestLimits};

@@ -142,8 +142,8 @@ impl Manifest {
     /// Reads a manifest. `content_type` is the request's header; parameters in it do not matter.
     ///
     /// Header and field `mediaType` must agree when both are there. Without both, what it is made of decides, as the
-    /// OCI image specification has it. Fields that are not known are ignored. `null` is as good as no field, because
-    /// that is how Go writes an empty list.
+    /// OCI image specification has it. Fields that are not known are ignored. `null` is as good as no field; of `layers`
+    /// and `manifests`, one of which has to be there, it is the empty list, because that is how Go writes it.
     ///
     /// Refused is what different readers would read differently: a known field twice, a field whose name differs from a
     /// known one in case only (Go's parser takes it), an annotation twice, fields of an image and of an index in one
@@ -169,23 +169,23 @@ impl Manifest {
         }
         let media_type = match stated {
             Some(stated) => known(&stated).ok_or_else(|| InvalidManifest::MediaType(parse::excerpt(&stated)))?,
-            None if document.config.is_some() || document.layers.is_some() => media_type::OCI_MANIFEST,
+            None if document.config.is_some() || document.layers.is_there() => media_type::OCI_MANIFEST,
             None => media_type::OCI_INDEX,
         };
         let kind = if media_type::is_index(media_type) {
-            for (there, name) in [(document.config.is_some(), "config"), (document.layers.is_some(), "layers")] {
+            for (there, name) in [(document.config.is_some(), "config"), (document.layers.is_there(), "layers")] {
                 if there {
                     return Err(InvalidManifest::Ambiguous(name, "an index"));
                 }
             }
-            Kind::Index { manifests: document.manifests.ok_or_else(|| parse::missing("manifests"))? }
+            Kind::Index { manifests: document.manifests.entries("manifests")? }
         } else {
-            if document.manifests.is_some() {
+            if document.manifests.is_there() {
                 return Err(InvalidManifest::Ambiguous("manifests", "an image"));
             }
             Kind::Image {
                 config: document.config.ok_or_else(|| parse::missing("config"))?,
-                layers: document.layers.ok_or_else(|| parse::missing("layers"))?,
+                layers: document.layers.entries("layers")?,
             }
         };
         Ok(Self {

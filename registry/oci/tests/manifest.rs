@@ -194,6 +194,28 @@ fn null_is_as_good_as_nothing() {
     assert_eq!(parse_json(&image).expect("an image").blobs().len(), 1);
 }
 
+/// So does `crane index filter` when nothing is left.
+#[test]
+fn go_writes_an_empty_list_as_null() {
+    let index = parse(br#"{"schemaVersion":2,"manifests":null}"#).expect("an index");
+    assert_eq!((index.media_type(), index.kind()), (media_type::OCI_INDEX, &Kind::Index { manifests: Vec::new() }));
+    for kind in [media_type::OCI_INDEX, media_type::DOCKER_MANIFEST_LIST] {
+        let index = parse_as(br#"{"schemaVersion":2,"manifests":null,"layers":null}"#, kind).expect("an index");
+        assert_eq!((index.kind(), index.children().len()), (&Kind::Index { manifests: Vec::new() }, 0));
+    }
+    let mut image = image();
+    image["layers"] = Value::Null;
+    let image = parse_json(&image).expect("an image");
+    assert!(matches!(image.kind(), Kind::Image { layers, .. } if layers.is_empty()));
+    // What is not there at all is still missing.
+    for (kind, field) in [(media_type::OCI_INDEX, "manifests"), (media_type::OCI_MANIFEST, "config")] {
+        let Err(InvalidManifest::Field { field: found, .. }) = parse_as(br#"{"schemaVersion":2}"#, kind) else {
+            panic!("{kind} without {field} was taken")
+        };
+        assert_eq!(found, field);
+    }
+}
+
 #[test]
 fn errors_name_the_field() {
     // (a place as JSON pointer, a value that is wrong there, the place as the error has it)
@@ -211,7 +233,6 @@ fn errors_name_the_field() {
         ("/config/mediaType", json!(""), "config.mediaType"),
         ("/config/mediaType", json!("a\nb"), "config.mediaType"),
         ("/config/mediaType", json!("a".repeat(256)), "config.mediaType"),
-        ("/layers", Value::Null, "layers"),
         ("/layers", json!({}), "layers"),
         ("/layers/1", Value::Null, "layers[1]"),
         ("/layers/1", json!("x"), "layers[1]"),

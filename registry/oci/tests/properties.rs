@@ -8,8 +8,8 @@ use oci::range::{self, Selection};
 use oci::route::{self, Route};
 use oci::upload::{UploadId, UploadKey};
 use oci::{
-    Algorithm, Descriptor, Digest, Kind, Manifest, ManifestLimits, Query, Reference, RepositoryName, TagName,
-    media_type, parse_digest, referrers,
+    Algorithm, Condition, Descriptor, Digest, Kind, Manifest, ManifestLimits, Query, Reference, RepositoryName,
+    TagName, media_type, parse_digest,
 };
 use proptest::prelude::*;
 use regex::Regex;
@@ -132,10 +132,25 @@ proptest! {
     }
 
     #[test]
-    fn fallback_tags_find_their_subject(digest in digest(), other in digest()) {
-        let prefix = referrers::subject_of_fallback_tag(&referrers::fallback_tag(&digest)).expect("its own");
-        prop_assert!(prefix.matches(&digest));
-        prop_assert_eq!(prefix.matches(&other), other == digest);
+    fn conditions_name_each_of_their_tags(
+        tags in proptest::collection::vec(("[!#-~]{1,6}", any::<bool>()), 1..5), other in "[!#-~]{1,6}", one_line in any::<bool>(),
+    ) {
+        let written: Vec<_> = tags.iter().map(|(tag, weak)| format!("{}\"{tag}\"", if *weak { "W/" } else { "" })).collect();
+        let written = if one_line { vec![written.join(" , ")] } else { written };
+        let lines = || written.iter().map(String::as_str);
+        for current in tags.iter().map(|(tag, _)| tag).chain([&other]) {
+            let listed = tags.iter().any(|(tag, _)| tag == current);
+            let strong = tags.iter().any(|(tag, weak)| tag == current && !weak);
+            prop_assert_eq!(Condition::parse(lines(), []).check(Some(current)).is_ok(), strong);
+            prop_assert_eq!(Condition::parse([], lines()).check(Some(current)).is_err(), listed);
+        }
+    }
+
+    #[test]
+    fn conditions_take_any_text(text in "\\PC{0,20}", current in "\\PC{0,5}") {
+        let condition = Condition::parse([&*text], [&*text]);
+        prop_assert!(condition.check(None).is_err());
+        prop_assert!(condition.check(Some(&current)).is_ok() || !condition.is_empty());
     }
 
     #[test]

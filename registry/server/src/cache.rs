@@ -56,6 +56,8 @@ pub(crate) struct Cache {
     manifests: sync::Cache<(RepositoryId, Reference), Stamped<Arc<StoredManifest>>>,
     pages: sync::Cache<PageKey, Stamped<Arc<Page>>>,
     fresh: sync::Cache<UploadId, ()>,
+    /// When a manifest was kept last, in ms since 1970. Good whoever else changes the database.
+    kept: sync::Cache<(RepositoryId, Digest), i64>,
     epochs: Box<[AtomicU64]>,
     /// Of the catalog.
     catalog: AtomicU64,
@@ -77,6 +79,7 @@ impl Cache {
                 .weigher(move |_, (_, page): &Stamped<Arc<Page>>| weight(page.body.len()))
                 .build(),
             fresh: sync::Cache::new(FRESH),
+            kept: sync::Cache::new(config.entries),
             epochs: (0..EPOCHS).map(|_| AtomicU64::new(0)).collect(),
             catalog: AtomicU64::new(0),
         }
@@ -135,6 +138,15 @@ impl Cache {
         self.put(&self.manifests, (repository, reference.clone()), stamp, Arc::clone(manifest));
     }
 
+    /// Whether a manifest was kept since then.
+    pub(crate) fn is_kept(&self, repository: RepositoryId, digest: &Digest, since_ms: i64) -> bool {
+        self.kept.get(&(repository, digest.clone())).is_some_and(|kept| kept >= since_ms)
+    }
+
+    pub(crate) fn kept(&self, repository: RepositoryId, digest: &Digest, now_ms: i64) {
+        self.kept.insert((repository, digest.clone()), now_ms);
+    }
+
     pub(crate) fn page(&self, key: &PageKey) -> Option<Arc<Page>> {
         self.get(&self.pages, key, key.repository)
     }
@@ -150,6 +162,7 @@ impl Cache {
         self.manifests.invalidate_all();
         self.pages.invalidate_all();
         self.fresh.invalidate_all();
+        self.kept.invalidate_all();
     }
 
     /// An upload was begun, of which the database knows nothing.

@@ -148,6 +148,10 @@ pub struct CacheConfig {
 
 const LEASE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 const MANIFEST_MAX: ByteSize = ByteSize::mib(64);
+/// Each is a parameter of the query, which may have others, too.
+const TAGS_MAX: usize = oci::PARAMS_MAX - 6;
+/// What has just been pushed or asked for has to be there for the next request.
+const KEPT_MIN: Duration = Duration::from_secs(1);
 const PAGE_MAX: u64 = 100_000;
 const RATE_MAX: u32 = 1_000_000;
 
@@ -268,8 +272,12 @@ impl Validate for Config {
             );
         }
         if let Some(url) = &self.external_url {
-            let good = matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none();
+            let good = matches!(url.scheme(), "http" | "https") && url.has_host();
             problems.check(good, "external_url", "expected for example \"https://registry.example\"");
+            // Paths are written after it, and it stands in every answer.
+            let bare = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+            let bare = bare && url.fragment().is_none();
+            problems.check(bare, "external_url", "must have no user, no password, no query and no fragment");
         }
         if let Some(tls) = &self.tls {
             problems.within("tls", |problems| tls.validate(problems));
@@ -323,14 +331,16 @@ impl Validate for ManifestConfig {
             format!("4KiB to {MANIFEST_MAX} are allowed"),
         );
         problems.check(self.max_descriptors > 0, "max_descriptors", "must be above zero");
-        problems.check((1..=1000).contains(&self.max_tags), "max_tags", "1 to 1000 are allowed");
+        problems.check((1..=TAGS_MAX).contains(&self.max_tags), "max_tags", format!("1 to {TAGS_MAX} are allowed"));
         problems.check(!self.body_timeout.is_zero(), "body_timeout", "must be longer than zero");
     }
 }
 
 impl Validate for GcConfig {
     fn validate(&self, problems: &mut Problems) {
-        problems.check(self.lease <= LEASE_MAX, "lease", "at most 30 days are allowed");
+        problems.check((KEPT_MIN..=LEASE_MAX).contains(&self.lease), "lease", "1s to 30 days are allowed");
+        let long = self.untagged_after.is_none_or(|after| after >= KEPT_MIN);
+        problems.check(long, "untagged_after", "must be at least 1s; leave it out to keep manifests without a tag");
         problems.check(!self.interval.is_zero(), "interval", "must be longer than zero");
         problems.check((1..=RATE_MAX).contains(&self.rate), "rate", format!("1 to {RATE_MAX} are allowed"));
     }
@@ -406,6 +416,35 @@ mod tests {
             load(&format!("listen = [\"{open}\"]\n[auth]\nhtpasswd = \"/x\"")).unwrap();
         }
         load("listen = [\"[::1]:5000\", \"unix:/run/x.sock\"]").unwrap();
+    }
+
+    #[test]
+    fn the_url_in_answers_has_nothing_but_a_place() {
+        for good in ["https://r.example", "http://r.example:5000/", "https://r.example/under/a/path"] {
+            load(&format!("external_url = \"{good}\"")).unwrap();
+        }
+        for bad in ["https://ann@r.example", "https://:x@r.example", "https://r.example/?a", "https://r.example/#a"] {
+            let error = load(&format!("external_url = \"{bad}\"")).unwrap_err();
+            assert!(error.to_string().contains("no user"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_removed_at_once() {
+        for key in ["lease", "untagged_after"] {
+            load(&format!("[gc]\n{key} = \"1s\"")).unwrap();
+            for short in ["0s", "999ms"] {
+                let error = load(&format!("[gc]\n{key} = \"{short}\"")).unwrap_err();
+                assert_eq!(error.problems()[0].path.to_string(), format!("gc.{key}"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_tags_than_a_query_can_have() {
+        load(&format!("[manifests]\nmax_tags = {TAGS_MAX}")).unwrap();
+        let error = load(&format!("[manifests]\nmax_tags = {}", TAGS_MAX + 1)).unwrap_err();
+        assert_eq!(error.problems()[0].path.to_string(), "manifests.max_tags");
     }
 
     #[test]

@@ -16,13 +16,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::header::{ALLOW, CONTENT_LENGTH, HOST};
+use ::http::header::{ALLOW, CONTENT_LENGTH, HOST, IF_MATCH, IF_NONE_MATCH};
 use ::http::request::Parts;
 use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use oci::route::{self, Route};
-use oci::{ErrorCode, Query, RepositoryName};
+use oci::{Condition, ErrorCode, Query, RepositoryName};
 use service::http::{Peer, SendFile};
 
 use crate::access::{Action, Caller};
@@ -220,11 +220,11 @@ async fn change(app: &App, call: &Call, route: &Route, incoming: &mut Incoming) 
     match (call.parts.method.as_str(), route) {
         ("DELETE", Route::Blob { name, digest }) => {
             may(app, call, Action::Delete, Some(name))?;
-            blobs::delete(app, name, digest).await
+            blobs::delete(app, call, name, digest).await
         }
         ("DELETE", Route::Manifest { name, reference }) => {
             may(app, call, Action::Delete, Some(name))?;
-            manifests::delete(app, name, reference).await
+            manifests::delete(app, call, name, reference).await
         }
         ("PUT", Route::Manifest { name, reference }) => {
             may(app, call, Action::Push, Some(name))?;
@@ -282,6 +282,12 @@ impl Call {
     /// The text of a header; what is no text counts as absent.
     pub(crate) fn header(&self, name: HeaderName) -> Option<&str> {
         self.parts.headers.get(name)?.to_str().ok()
+    }
+
+    /// What it expects to find. A value that is no text names nothing that could be there.
+    pub(crate) fn condition(&self) -> Condition {
+        let texts = |name| self.parts.headers.get_all(name).iter().map(|value| value.to_str().unwrap_or_default());
+        Condition::parse(texts(IF_MATCH), texts(IF_NONE_MATCH))
     }
 
     /// `Content-Length`.

@@ -7,11 +7,12 @@ use std::{
 
 use anyhow::{Context, ensure};
 use harness::Run;
+use proto::{Algorithm, Digest};
 
 use super::{
     bad_clients::{CUT_OFF, MIB, STRICT},
     content::{Blob, IMAGE, INDEX, Manifest, location},
-    http::{Client, Connection},
+    http::{Client, Connection, Response},
     site::{Database, Servers, Site, Storage},
 };
 use crate::{
@@ -24,6 +25,10 @@ pub(super) fn cases() -> Vec<Case> {
         anywhere("registry clients: a wrong digest: 400, nothing is visible, the space comes back", wrong_digests),
         anywhere("registry clients: names with .., %2f and 300 characters are no names", names),
         anywhere("registry clients: manifests nested 100 deep, of 4 MiB, of 4 MiB and a byte", manifests),
+        anywhere("registry clients: a push by tag is found by its SHA-256, also if its SHA-512 is there", long_digests),
+        anywhere("registry clients: If-Match and If-None-Match: 412 where they do not hold", conditions),
+        anywhere("registry clients: many tags in one push, told in few lines", many_tags),
+        anywhere("registry clients: an upload that goes on elsewhere: 416 says where it is", elsewhere),
         anywhere("registry clients: headers that come too slowly, are too long, or none", headers),
         anywhere("registry clients: too many uploads at a time: 429, and room when they have ended", too_many),
         anywhere(
@@ -39,7 +44,7 @@ fn wrong_digests(run: &Run) -> CaseResult {
     let mut client = site.client();
     let (blob, other) = (Blob::random(5 * MIB, 630), Blob::random(10, 631));
     let used = disk_usage(&site.servers.store());
-    let invalid = |response: &super::http::Response, what: &str| response.refuses(400, "DIGEST_INVALID", what);
+    let invalid = |response: &Response, what: &str| response.refuses(400, "DIGEST_INVALID", what);
     let upload = client.begin("a/b")?;
     invalid(&client.finish(&upload, &other.digest, &blob.bytes)?, "a PUT")?;
     let path = format!("/v2/a/b/blobs/uploads/?digest={}", other.digest);
@@ -241,6 +246,107 @@ fn manifests(run: &Run) -> CaseResult {
         put.refuses(400, "MANIFEST_INVALID", &text[..text.len().min(60)])?;
     }
     ensure!(client.tags("a/b")? == ["most"], "tags: {:?}", client.tags("a/b")?);
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn long_digests(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, STRICT)?;
+    let mut client = site.client();
+    let image = Manifest::image("both", &[]);
+    client.push("a/b", &image.blobs[0])?;
+    let long = Digest::of(Algorithm::Sha512, &image.bytes).to_string();
+    client.put_manifest("a/b", &format!("{long}?tag=long"), &image)?.is(201, "a push by SHA-512")?;
+    let named = |response: &Response| response.header("docker-content-digest").map(str::to_owned);
+    for _ in 0..2 {
+        let put = client.put_manifest("a/b", "short", &image)?.is(201, "a push by tag")?;
+        ensure!(named(&put) == Some(image.digest.to_string()), "{put:?}");
+    }
+    // What docker and skopeo print, and pull by.
+    client.pulls("a/b", &image.digest.to_string(), &image)?;
+    client.pulls("a/b", "short", &image)?;
+    for reference in [&*long, "long"] {
+        let response = client.manifest("a/b", reference)?.is(200, reference)?;
+        ensure!(named(&response).as_deref() == Some(&*long), "{reference}: {response:?}");
+    }
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn conditions(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, STRICT)?;
+    let mut client = site.client();
+    let [one, two] = ["one", "two"].map(|name| Manifest::image(name, &[Blob::random(10, 660)]));
+    for blob in one.blobs.iter().chain(&two.blobs) {
+        client.push("a/b", blob)?;
+    }
+    let (etag, other) = (format!("\"{}\"", one.digest), format!("\"{}\"", two.digest));
+    let mut ask = |method: &str, path: &str, condition: (&str, &str), manifest: Option<&Manifest>| {
+        let path = format!("/v2/a/b/{path}");
+        let body = manifest.map_or(&[][..], |manifest| &manifest.bytes);
+        client.ask(method, &path, &[("content-type", IMAGE), condition], body)
+    };
+    let failed = |response: &Response, what: &str| response.refuses(412, "UNSUPPORTED", what);
+    failed(&ask("PUT", "manifests/t", ("if-match", "*"), Some(&one))?, "PUT of what is not there")?;
+    ask("PUT", "manifests/t", ("if-none-match", "*"), Some(&one))?.is(201, "the first PUT")?;
+    failed(&ask("PUT", "manifests/t", ("if-none-match", "*"), Some(&two))?, "the second PUT")?;
+    failed(&ask("PUT", "manifests/t", ("if-match", &other), Some(&two))?, "PUT over something else")?;
+    let digest = two.digest.to_string();
+    ask("GET", &format!("manifests/{digest}"), ("if-match", "*"), None)?.refuses(404, "MANIFEST_UNKNOWN", "refused")?;
+    for path in ["manifests/t", &format!("manifests/{}", one.digest), &format!("blobs/{}", one.blobs[1].digest)] {
+        let etag = if path.starts_with("blobs") { format!("\"{}\"", one.blobs[1].digest) } else { etag.clone() };
+        for method in ["GET", "HEAD"] {
+            ask(method, path, ("if-none-match", &etag), None)?.is(304, path)?;
+            ask(method, path, ("if-match", &etag), None)?.is(200, path)?;
+            ask(method, path, ("if-match", &other), None)?.is(412, path)?;
+        }
+        failed(&ask("DELETE", path, ("if-match", &other), None)?, path)?;
+        failed(&ask("DELETE", path, ("if-none-match", &etag), None)?, path)?;
+    }
+    ask("PUT", "manifests/t", ("if-match", &etag), Some(&two))?.is(201, "PUT over what is expected")?;
+    failed(&ask("DELETE", "manifests/t", ("if-match", &etag), None)?, "DELETE of what it was")?;
+    ask("DELETE", "manifests/t", ("if-match", &other), None)?.is(202, "DELETE of what it is")?;
+    ask("DELETE", "manifests/t", ("if-match", "*"), None)?.refuses(404, "MANIFEST_UNKNOWN", "DELETE of nothing")?;
+    ask("DELETE", &format!("manifests/{digest}"), ("if-match", &other), None)?.is(202, "DELETE by digest")?;
+    site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn many_tags(run: &Run) -> CaseResult {
+    const MOST: usize = 250;
+    let mut site = Site::simple(run, &format!("[manifests]\nmax_tags = {MOST}\n"))?;
+    let mut client = site.client();
+    let image = Manifest::image("tags", &[]);
+    client.push("a/b", &image.blobs[0])?;
+    let tags: Vec<String> = (0..MOST).map(|number| format!("t{number:03}")).collect();
+    let query = tags.iter().map(|tag| format!("tag={tag}")).collect::<Vec<_>>().join("&");
+    let put = client.put_manifest("a/b", &format!("{}?{query}&ns=x", image.digest), &image)?.is(201, "many tags")?;
+    let line = put.header("oci-tag").unwrap_or_default();
+    ensure!(line.split(", ").eq(tags.iter()), "the tags are told as {line:?}");
+    ensure!(client.tags("a/b")? == tags, "not all are there");
+    let more = client.put_manifest("a/b", &format!("{}?{query}&tag=more", image.digest), &image)?;
+    more.refuses(414, "SIZE_INVALID", "one tag more")?;
+    site.fsck(&[])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn elsewhere(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, STRICT)?;
+    let mut client = site.client();
+    let blob = Blob::random(1000, 661);
+    let upload = client.begin("a/b")?;
+    client.patch(&upload, 0, &blob.bytes[..100])?.is(202, "a chunk")?;
+    for range in ["200-999", "0-899", "nonsense"] {
+        let path = format!("{upload}?digest={}", blob.digest);
+        for (method, path) in [("PATCH", &upload), ("PUT", &path)] {
+            let response = client.ask(method, path, &[("content-range", range)], &blob.bytes[200..])?;
+            response.refuses(416, "BLOB_UPLOAD_INVALID", &format!("{method} of {range}"))?;
+            ensure!(response.header("range") == Some("0-99"), "{method} of {range}: {response:?}");
+            ensure!(location(&response)? == upload, "{method} of {range}: {response:?}");
+        }
+    }
+    client.finish(&upload, &blob.digest, &blob.bytes[100..])?.is(201, "it goes on")?;
+    client.pulls_blob("a/b", &blob)?;
     site.fsck(&["--deep"])?.is_clean()?;
     Ok(Outcome::Passed)
 }

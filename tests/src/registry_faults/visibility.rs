@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{Proc, Run};
+use serde_json::json;
 
 use super::{
     content::{Blob, Manifest},
@@ -27,6 +28,11 @@ const SHORT: &str = "[gc]\nlease = \"4s\"\ninterval = \"100ms\"\n";
 pub(super) fn cases() -> Vec<Case> {
     vec![
         anywhere("registry visibility: a blob is 404 without a link, a mount makes one", links),
+        anywhere("registry visibility: a repository is there from its first accepted push on", repositories),
+        anywhere(
+            "registry visibility: all referrers are listed, and nothing that only a fallback tag names",
+            referrers,
+        ),
         anywhere("registry visibility: referrers with long annotations come in pages that fit into memory", long),
         anywhere("registry collector: what nothing needs goes, what was looked at or mounted stays", leases),
         anywhere(
@@ -93,6 +99,56 @@ fn is_gone(client: &mut Client, site: &Site, repository: &str, blob: &Blob) -> R
         let seen = client.get(&blob.path(repository))?.status;
         Ok(seen == 404 && !site.servers.stored("blobs/")?.iter().any(|name| name.contains(&hex)))
     })
+}
+
+fn repositories(run: &Run) -> CaseResult {
+    let mut site = Site::simple(run, "")?;
+    let mut client = site.client();
+    let image = Manifest::image("refused", &[Blob::random(10, 710)]);
+    let unknown =
+        |client: &mut Client| client.get("/v2/a/b/tags/list")?.refuses(404, "NAME_UNKNOWN", "tags of nothing");
+    client.put_manifest("a/b", "t", &image)?.refuses(400, "MANIFEST_BLOB_UNKNOWN", "a manifest of nothing")?;
+    unknown(&mut client)?;
+    client.mount("a/b", &image.blobs[1], None)?.is(202, "a mount of nothing")?;
+    let upload = client.begin("a/b")?;
+    client.finish(&upload, &image.digest, b"else")?.refuses(400, "DIGEST_INVALID", "a blob of another digest")?;
+    unknown(&mut client)?;
+    client.push_image("a/b", "t", &image)?;
+    ensure!(client.tags("a/b")? == ["t"], "{:?}", client.tags("a/b")?);
+    client.put_manifest("a/b", "u", &Manifest::index("x", &[&Manifest::image("none", &[])]))?.is(400, "no child")?;
+    ensure!(client.tags("a/b")? == ["t"], "{:?}", client.tags("a/b")?);
+    site.fsck(&[])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+fn referrers(run: &Run) -> CaseResult {
+    const COUNT: usize = 300;
+    let mut site = Site::simple(run, "[lists]\npage_max = 100\n")?;
+    let mut client = site.client();
+    let subject = Manifest::image("subject", &[]);
+    client.push_image("a/b", "t", &subject)?;
+    let mut expected = Vec::new();
+    for number in 0..COUNT {
+        let artifact = Manifest::artifact(&number.to_string(), &[], Some(&subject));
+        client.push_image("a/b", "", &artifact)?;
+        expected.push(artifact.digest.to_string());
+    }
+    expected.sort();
+    // One that is about something else, and a descriptor that lies: neither is a referrer, whatever lists it.
+    let other = Manifest::artifact("other", &[], Some(&Manifest::image("elsewhere", &[])));
+    client.push_image("a/b", "", &other)?;
+    let tag = subject.digest.to_string().replace(':', "-");
+    client.put_manifest("a/b", &tag, &Manifest::index("fallback", &[&subject, &other]))?.is(201, "a fallback tag")?;
+    let pages = referrer_pages(&mut client, &subject)?;
+    ensure!(pages.iter().map(Vec::len).collect::<Vec<_>>() == [100, 100, 100], "{} pages", pages.len());
+    ensure!(pages.concat() == expected, "not those that were pushed: {pages:?}");
+    let filtered = |kind: &str| format!("/v2/a/b/referrers/{}?artifactType={kind}", subject.digest);
+    let some = client.get(&filtered("application/vnd.example.signature"))?.is(200, "a filter")?;
+    ensure!(some.header("link").is_some_and(|link| link.contains("artifactType=")), "{}", some.told());
+    let none = client.get(&filtered("application/vnd.example.none"))?.is(200, "a filter")?;
+    ensure!(none.json()?["manifests"] == json!([]) && none.header("link").is_none(), "{}", none.told());
+    site.fsck(&[])?.is_clean()?;
+    Ok(Outcome::Passed)
 }
 
 /// Each as long as a manifest may be.
@@ -230,10 +286,21 @@ fn untagged(run: &Run) -> CaseResult {
     site.registries[0].restart()?;
 
     let mut client = site.client();
+    // Asking for it keeps it for another second.
     let is_there = |client: &mut Client, manifest: &Manifest| -> Result<bool> {
+        thread::sleep(Duration::from_secs(2));
         Ok(client.manifest("a/b", &manifest.digest.to_string())?.status == 200)
     };
     wait_until("the lone manifest goes", SETTLE, || Ok(!is_there(&mut client, &lone)?))?;
+    // As a client does that will not push again what it sees, and pushes the index a while later.
+    let seen = Manifest::image("seen", &[]);
+    client.push_image("a/b", "", &seen)?;
+    for method in ["HEAD", "GET"].repeat(4) {
+        thread::sleep(Duration::from_millis(600));
+        let path = format!("/v2/a/b/manifests/{}", seen.digest);
+        client.ask(method, &path, &[], &[])?.is(200, "a manifest that is asked for")?;
+    }
+    client.put_manifest("a/b", "seen", &Manifest::index("seen", &[&seen]))?.is(201, "an index of what was seen")?;
     let [tagged, old, child, other_child] =
         ["tagged", "old", "child", "other"].map(|name| Manifest::image(name, &[Blob::random(1000, name.len() as u64)]));
     client.push_image("a/b", "v1", &old)?;
@@ -269,6 +336,8 @@ fn untagged(run: &Run) -> CaseResult {
     }
     // What held them goes, and then they do.
     client.delete_manifest("a/b", "index")?.is(202, "delete of a tag")?;
+    client.delete_manifest("a/b", "seen")?.is(202, "delete of a tag")?;
+    wait_until("what was seen", SETTLE, || Ok(!is_there(&mut client, &seen)?))?;
     for manifest in [&index, &child, &other_child, &of_child] {
         wait_until("an index and what only it held", SETTLE, || Ok(!is_there(&mut client, manifest)?))?;
     }

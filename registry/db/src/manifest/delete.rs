@@ -1,13 +1,13 @@
 //! Deleting tags and manifests.
 
-use oci::TagName;
+use oci::{Condition, TagName, Unmet};
 
-use super::put::touch;
+use super::put::{Pointed, lock_tag, touch};
 use super::{DeleteManifest, DeletedManifest, DeletedTag, TagEntry};
 use crate::change::{self, NewChange};
 use crate::error::Fault;
 use crate::lock::{self, Lock};
-use crate::sql::{LIST_MAX, Run, marks, padded, sql, values};
+use crate::sql::{LIST_MAX, Run, marks, padded, parse, sql, values};
 use crate::{ChangeId, ChangeKind, Db, DbError, ManifestId, RepositoryId, removal};
 
 impl Db {
@@ -22,16 +22,30 @@ impl Db {
         now_ms: i64,
         tag_entry: &TagEntry<'_>,
     ) -> Result<Option<DeletedTag>, DbError> {
+        let deleted = self.delete_tag_if(repository, tag, &Condition::default(), now_ms, tag_entry).await?;
+        Ok(deleted.ok().flatten())
+    }
+
+    /// As [`Db::delete_tag`], but only if it points where the client expects.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn delete_tag_if(
+        &self,
+        repository: RepositoryId,
+        tag: &TagName,
+        condition: &Condition,
+        now_ms: i64,
+        tag_entry: &TagEntry<'_>,
+    ) -> Result<Result<Option<DeletedTag>, Unmet>, DbError> {
         self.transact(|run: Run| async move {
             let run = &run;
-            let find = sql!("select manifest_id, change_id from tags where repository_id = ? and name = ? for update");
-            let Some(row) = run.one(find, values![repository.0, tag.as_str()]).await? else { return Ok(None) };
-            let (manifest, replaced) = (ManifestId(row.int(0)?), ChangeId(row.int(1)?));
-            let digest = sql!("select digest from manifests where id = ?");
-            let Some(row) = run.one(digest, values![manifest.0]).await? else {
-                return Err(Fault::Corrupt(format!("tag {tag} points to a manifest that is not there")));
+            let Some(Pointed { manifest, change: replaced, digest }) = lock_tag(run, repository, tag).await? else {
+                return Ok(Ok(None));
             };
-            let digest = row.text(0)?;
+            if let Err(unmet) = condition.check(Some(&digest)) {
+                return Ok(Err(unmet));
+            }
             let delete = sql!("delete from tags where repository_id = ? and name = ?");
             run.execute(delete, values![repository.0, tag.as_str()]).await?;
             touch(run, manifest, now_ms).await?;
@@ -46,7 +60,7 @@ impl Db {
             let change = change::add(run, &change).await?;
             let entry = tag_entry(tag, replaced);
             removal::add(run, &[(entry.clone(), 0)], now_ms).await?;
-            Ok(Some(DeletedTag { change, digest: row.parse(0)?, entry }))
+            Ok(Ok(Some(DeletedTag { change, digest: parse(&digest)?, entry })))
         })
         .await
     }

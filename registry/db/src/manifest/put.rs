@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
-use oci::{Digest, Manifest, TagName};
+use oci::{Digest, Manifest, Reference, TagName, Unmet};
 
 use super::{ManifestPut, NewManifest, PutManifestError, TagMove};
 use crate::change::{self, NewChange};
 use crate::error::Fault;
 use crate::lock::{self, Lock};
+use crate::repository::Place;
 use crate::sql::{LIST_MAX, Run, db_size, marks, padded, repeat, sql, values};
 use crate::{ChangeId, ChangeKind, Db, DbError, ManifestId, RepositoryId, removal};
 
@@ -34,10 +35,11 @@ impl References {
     }
 }
 
-/// What is missing, so that the manifest is not stored.
-enum Missing {
-    Blobs(Vec<String>),
-    Manifests(Vec<String>),
+/// Why the manifest is not stored.
+enum Refusal {
+    MissingBlobs(Vec<String>),
+    MissingManifests(Vec<String>),
+    Unmet(Unmet),
 }
 
 impl Db {
@@ -95,21 +97,58 @@ impl Db {
     /// # Errors
     /// When something it needs is missing, or the database fails.
     pub async fn put_manifest(&self, new: &NewManifest<'_>) -> Result<ManifestPut, PutManifestError> {
-        let repository = self.repository_for_push(new.repository, new.now_ms).await?;
+        let known = self.repository_id(new.repository).await?;
         let digest = new.digest.to_string();
         let references = References::of(new.manifest);
         let mut tags: Vec<&TagName> = new.tags.iter().collect();
         tags.sort_unstable();
         tags.dedup();
-        let put = Put { repository, digest: &digest, references: &references, tags: &tags, new };
-        let put = &put;
-        let outcome = self.transact(|run: Run| async move { put.run(&run).await }).await?;
+        let (digest, references, tags) = (&digest, &references, &tags);
+        let outcome = self
+            .transact(|run: Run| async move {
+                let place = Place::enter(&run, known, new.repository, new.now_ms).await?;
+                let outcome = Put { repository: place.id, digest, references, tags, new }.run(&run).await?;
+                if outcome.is_err() {
+                    place.leave(&run).await?;
+                }
+                Ok(outcome)
+            })
+            .await?;
         let digests = |texts: Vec<String>| texts.iter().filter_map(|text| text.parse().ok()).collect();
-        match outcome {
-            Ok(put) => Ok(put),
-            Err(Missing::Blobs(missing)) => Err(PutManifestError::MissingBlobs(digests(missing))),
-            Err(Missing::Manifests(missing)) => Err(PutManifestError::MissingManifests(digests(missing))),
-        }
+        let put = outcome.map_err(|refusal| match refusal {
+            Refusal::MissingBlobs(missing) => PutManifestError::MissingBlobs(digests(missing)),
+            Refusal::MissingManifests(missing) => PutManifestError::MissingManifests(digests(missing)),
+            Refusal::Unmet(unmet) => PutManifestError::Unmet(unmet),
+        })?;
+        self.remember(new.repository, put.repository);
+        Ok(put)
+    }
+
+    /// Keeps a manifest for somebody who was told that it is there, as if it had been pushed: it counts as without a tag from now on, unless
+    /// it already does since `recently_ms` or later. Whether it is still there.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn keep_manifest(
+        &self,
+        repository: RepositoryId,
+        digest: &Digest,
+        now_ms: i64,
+        recently_ms: i64,
+    ) -> Result<bool, DbError> {
+        let digest = digest.to_string();
+        let digest = &digest;
+        self.transact(|run: Run| async move {
+            let text =
+                sql!("update manifests set idle_since = ? where repository_id = ? and digest = ? and idle_since < ?");
+            if run.execute(text, values![now_ms, repository.0, digest.as_str(), recently_ms]).await? > 0 {
+                return Ok(true);
+            }
+            // Nobody must be about to remove it.
+            let text = sql!("select 1 from manifests where repository_id = ? and digest = ? for share");
+            Ok(run.one(text, values![repository.0, digest.as_str()]).await?.is_some())
+        })
+        .await
     }
 }
 
@@ -122,7 +161,7 @@ struct Put<'p> {
 }
 
 impl Put<'_> {
-    async fn run(&self, run: &Run) -> Result<Result<ManifestPut, Missing>, Fault> {
+    async fn run(&self, run: &Run) -> Result<Result<ManifestPut, Refusal>, Fault> {
         if let Err(missing) = self.lock_blobs(run).await? {
             return Ok(Err(missing));
         }
@@ -130,6 +169,9 @@ impl Put<'_> {
             Ok(existing) => existing,
             Err(missing) => return Ok(Err(missing)),
         };
+        if let Err(unmet) = self.check(run, existing.is_some()).await? {
+            return Ok(Err(Refusal::Unmet(unmet)));
+        }
         let (id, change) = match existing {
             Some(id) => (id, None),
             None => self.create(run).await?,
@@ -142,7 +184,7 @@ impl Put<'_> {
     }
 
     /// Keeps the blobs readable that the manifest needs. Those it need not have are kept, too, if they are there.
-    async fn lock_blobs(&self, run: &Run) -> Result<Result<(), Missing>, Fault> {
+    async fn lock_blobs(&self, run: &Run) -> Result<Result<(), Refusal>, Fault> {
         let blobs = &self.references.blobs;
         let digests: Vec<_> = blobs.iter().map(|(digest, _)| digest.as_str()).collect();
         let locked = lock::links(run, self.repository, &digests, Lock::Shared).await?;
@@ -152,12 +194,16 @@ impl Put<'_> {
             .filter(|(digest, required)| *required && !locked.contains(digest.as_str()))
             .map(|(digest, _)| digest.clone())
             .collect();
-        Ok(if missing.is_empty() || !self.new.require_references { Ok(()) } else { Err(Missing::Blobs(missing)) })
+        Ok(if missing.is_empty() || !self.new.require_references {
+            Ok(())
+        } else {
+            Err(Refusal::MissingBlobs(missing))
+        })
     }
 
     /// Keeps the manifests it refers to, its children and its subject, from being found unneeded and removed at the same time, and this
     /// manifest itself, if it is there already; its number then.
-    async fn lock_manifests(&self, run: &Run) -> Result<Result<Option<ManifestId>, Missing>, Fault> {
+    async fn lock_manifests(&self, run: &Run) -> Result<Result<Option<ManifestId>, Refusal>, Fault> {
         let subject = self.new.manifest.subject().map(|subject| subject.digest.to_string());
         let mut wanted: Vec<&str> = self.references.children.iter().map(String::as_str).collect();
         wanted.extend(subject.as_deref());
@@ -182,7 +228,7 @@ impl Put<'_> {
         let missing: Vec<_> =
             self.references.children.iter().filter(|child| !found.contains(*child)).cloned().collect();
         if !missing.is_empty() && self.new.require_references {
-            return Ok(Err(Missing::Manifests(missing)));
+            return Ok(Err(Refusal::MissingManifests(missing)));
         }
         let Some((id, record)) = existing else { return Ok(Ok(None)) };
         if record != self.new.record {
@@ -193,6 +239,21 @@ impl Put<'_> {
             touch(run, id, self.new.now_ms).await?;
         }
         Ok(Ok(Some(id)))
+    }
+
+    /// Compares what the client expects with what is there. A tag stays as it is until the end of the transaction.
+    async fn check(&self, run: &Run, is_there: bool) -> Result<Result<(), Unmet>, Fault> {
+        let Some(expected) = self.new.expected else { return Ok(Ok(())) };
+        let current = match expected.reference {
+            Reference::Digest(_) => is_there.then(|| self.digest.to_owned()),
+            Reference::Tag(tag) => lock_tag(run, self.repository, tag).await?.map(|pointed| pointed.digest),
+        };
+        Ok(expected.condition.check(current.as_deref()))
+    }
+
+    /// Whether the client expects something of this tag.
+    fn is_expected(&self, tag: &TagName) -> bool {
+        self.new.expected.is_some_and(|expected| matches!(expected.reference, Reference::Tag(named) if named == tag))
     }
 
     async fn create(&self, run: &Run) -> Result<(ManifestId, Option<ChangeId>), Fault> {
@@ -228,6 +289,10 @@ impl Put<'_> {
                     None => continue,
                 }
             };
+            // There was none to be locked when the client's condition was looked at, and now there is.
+            if self.is_expected(tag) && self.check(run, true).await?.is_err() {
+                return Err(Fault::Again("a tag was made by somebody else at the same time"));
+            }
             let (old, replaced) = (ManifestId(row.int(0)?), ChangeId(row.int(1)?));
             if old == id {
                 return Ok(TagMove { tag: tag.clone(), change: replaced, moved: false, replaced: None });
@@ -285,6 +350,25 @@ impl Put<'_> {
         };
         change::add(run, &change).await
     }
+}
+
+/// Where a tag points.
+pub(super) struct Pointed {
+    pub(super) manifest: ManifestId,
+    pub(super) change: ChangeId,
+    pub(super) digest: String,
+}
+
+/// Keeps a tag as it is until the end of the transaction.
+pub(super) async fn lock_tag(run: &Run, repository: RepositoryId, tag: &TagName) -> Result<Option<Pointed>, Fault> {
+    let find = sql!("select manifest_id, change_id from tags where repository_id = ? and name = ? for update");
+    let Some(row) = run.one(find, values![repository.0, tag.as_str()]).await? else { return Ok(None) };
+    let (manifest, change) = (ManifestId(row.int(0)?), ChangeId(row.int(1)?));
+    let digest = sql!("select digest from manifests where id = ?");
+    let Some(row) = run.one(digest, values![manifest.0]).await? else {
+        return Err(Fault::Corrupt(format!("tag {tag} points to a manifest that is not there")));
+    };
+    Ok(Some(Pointed { manifest, change, digest: row.text(0)? }))
 }
 
 /// Inserts the row of a manifest; its number, unless it is there already.

@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use db::{BlobCommit, ChangeId, ChangeKind, Db, PutManifestError, RemovalId};
-use oci::{Manifest, Reference};
+use db::{BlobCommit, ChangeId, ChangeKind, Db, Expected, PutManifestError, RemovalId};
+use oci::{Condition, Manifest, Reference};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -106,6 +106,77 @@ pub(crate) async fn one_tag_has_one_history(ground: &Ground) {
     }
 }
 
+/// Each finds what the one before left, or is refused; of several that expect the same, one is taken.
+pub(crate) async fn of_conditional_pushes_one_wins(ground: &Ground) {
+    const ROUNDS: u64 = 10;
+    let db = &ground.db;
+    push_blob(db, "a", "one", 1, 0).await;
+    let won = Arc::new(AtomicU64::new(0));
+    let mut current = None;
+    for round in 0..ROUNDS {
+        let before = won.load(Ordering::Relaxed);
+        together(|task| {
+            let (db, won, current) = (db.clone(), Arc::clone(&won), current.clone());
+            async move {
+                let manifest = image(&[digest("one")], json!({"annotations": {"n": format!("{round}.{task}")}}));
+                let condition = match &current {
+                    None => Condition::parse([], ["*"]),
+                    Some(current) => Condition::parse([&*format!("\"{current}\"")], []),
+                };
+                let reference = Reference::Tag(tag("t"));
+                let expected = Expected { reference: &reference, condition: &condition };
+                match put_if(&db, "a", &manifest, &["t"], expected).await {
+                    Ok(put) => assert!(put.tags[0].moved && won.fetch_add(1, Ordering::Relaxed) == before),
+                    Err(PutManifestError::Unmet(_)) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        })
+        .await;
+        assert_eq!(won.load(Ordering::Relaxed), before + 1, "of one round");
+        current = tag_digest(db, "a", "t").await;
+        // Every other round begins without a tag.
+        if round % 2 == 1 {
+            db.delete_tag(id(db, "a").await, &tag("t"), 0, &tag_entry).await.unwrap();
+            current = None;
+        }
+    }
+    // Nothing is left of those that were refused.
+    let pushed = db.changes(ChangeId(0), 1000).await.unwrap();
+    let pushed = pushed.iter().filter(|change| change.kind == ChangeKind::Push).count();
+    assert_eq!(pushed as u64, ROUNDS);
+}
+
+/// A repository comes to be with its first push, though some are refused at the same time.
+pub(crate) async fn first_pushes_make_one_repository(ground: &Ground) {
+    const REPOSITORIES: u64 = 10;
+    let db = &ground.db;
+    together(|task| {
+        let db = db.clone();
+        async move {
+            for number in 0..REPOSITORIES {
+                let name = format!("r{number}");
+                if task % 2 == 0 {
+                    let mounted = db.mount(&digest("none"), None, &repository(&name), 0, LEASE_MS).await.unwrap();
+                    assert_eq!(mounted, None);
+                } else {
+                    let content = format!("{number}.{task}");
+                    push_blob(&db, &name, &content, number * TASKS + task, 0).await;
+                    put(&db, &name, &image(&[digest(&content)], json!({})), &["t"], 0).await;
+                }
+            }
+        }
+    })
+    .await;
+    for number in 0..REPOSITORIES {
+        let a = id(db, &format!("r{number}")).await;
+        for task in (0..TASKS).filter(|task| task % 2 == 1) {
+            assert!(db.link(a, &digest(&format!("{number}.{task}"))).await.unwrap().is_some());
+        }
+    }
+    assert_eq!(db.catalog(None, 100).await.unwrap().len() as u64, REPOSITORIES);
+}
+
 /// Collects in the background until it is told to stop; the entries that became removals.
 fn collector(db: &Db, stop: &Arc<AtomicBool>) -> tokio::task::JoinHandle<HashSet<String>> {
     let (db, stop) = (db.clone(), Arc::clone(stop));
@@ -164,7 +235,7 @@ pub(crate) async fn pushes_and_the_collector(ground: &Ground) {
     let stop = Arc::new(AtomicBool::new(false));
     let collector = collector(db, &stop);
     let pushed = Arc::new(std::sync::Mutex::new(Vec::<(u64, Manifest)>::new()));
-    let refused = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let refused = Arc::new(AtomicU64::new(0));
     together(|task| {
         let (db, pushed, refused) = (db.clone(), Arc::clone(&pushed), Arc::clone(&refused));
         async move {
@@ -289,7 +360,7 @@ pub(crate) async fn collectors_beside_each_other(ground: &Ground) {
         push_blob(db, "a", &format!("blob {number}"), number, 0).await;
     }
     let taken = Arc::new(std::sync::Mutex::new(Vec::<RemovalId>::new()));
-    let unlinked = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let unlinked = Arc::new(AtomicU64::new(0));
     together(|_| {
         let (db, taken, unlinked) = (db.clone(), Arc::clone(&taken), Arc::clone(&unlinked));
         async move {

@@ -45,6 +45,7 @@ pub(crate) async fn lists_are_in_the_order_of_bytes(ground: &Ground) {
 pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
     const REPOSITORIES: usize = 1000;
     const TAGS: usize = 2000;
+    const REFERRERS: usize = 3000;
     let db = &ground.db;
     let blob = RestoredBlob { digest: digest("config"), size: 6, key: key(1) };
     db.restore_blobs(&[blob], 0).await.unwrap();
@@ -70,7 +71,32 @@ pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
         })
         .collect();
     db.restore_tags(&tags).await.unwrap();
+    let referrers: Vec<_> = (0..REFERRERS)
+        .map(|number| {
+            let mut more = about(&digest("subject"));
+            more["artifactType"] = json!(if number % 100 == 0 { "application/rare" } else { "application/vnd.test" });
+            more["annotations"] = json!({"number": number.to_string()});
+            let manifest = image(&[digest("config")], more);
+            let digest = digest_of(&manifest);
+            RestoredManifest { manifest, digest, ..restored("r00500".into(), REPOSITORIES + number) }
+        })
+        .collect();
+    db.restore_manifests(&referrers).await.unwrap();
     let a = id(db, "r00500").await;
+    quick("a page of referrers", async || {
+        let page = db.referrers(a, &digest("subject"), None, Some("sha256:8"), 100).await.unwrap();
+        assert_eq!(page.len(), 100);
+    })
+    .await;
+    quick("a page of some referrers", async || {
+        let page = db.referrers(a, &digest("subject"), Some("application/rare"), None, 10).await.unwrap();
+        assert_eq!(page.len(), 10);
+    })
+    .await;
+    quick("referrers of what has none", async || {
+        assert!(db.referrers(a, &digest("config"), None, None, 100).await.unwrap().is_empty());
+    })
+    .await;
     quick("a page of tags", async || {
         assert_eq!(db.tags(a, Some("t01500"), 100).await.unwrap()[0], "t01501");
     })

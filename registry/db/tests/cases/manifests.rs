@@ -1,7 +1,7 @@
 //! Manifests, tags, referrers, the change log.
 
-use db::{Change, ChangeId, ChangeKind, ManifestId, PutManifestError};
-use oci::{Digest, Reference};
+use db::{BlobCommit, Change, ChangeId, ChangeKind, Expected, ManifestId, PutManifestError, Referrer};
+use oci::{Condition, Digest, Manifest, Reference, Unmet};
 use serde_json::json;
 
 use crate::support::*;
@@ -85,6 +85,7 @@ pub(crate) async fn pushing_again_changes_nothing(ground: &Ground) {
         record_entry: entry,
         tags: &[],
         now_ms: 7,
+        expected: None,
         require_references: true,
     };
     let Err(PutManifestError::Db(error)) = db.put_manifest(&new).await else { panic!() };
@@ -159,36 +160,139 @@ pub(crate) async fn deleting_a_manifest_takes_its_tags_and_leases_its_blobs(grou
 pub(crate) async fn referrers_are_listed_in_pages(ground: &Ground) {
     let db = &ground.db;
     let subject = push_image(db, "a", "one", &[], 1, 0).await;
+    push_image(db, "b", "one", &[], 2, 0).await;
     let mut expected = Vec::new();
-    for number in 0..5 {
+    for number in 0..7 {
         let mut more = about(&subject);
         more["annotations"] = json!({"number": number.to_string()});
-        more["artifactType"] = json!("application/vnd.test");
+        more["artifactType"] = json!(if number == 6 { "application/vnd.Other" } else { "application/vnd.test" });
         let manifest = image(&[digest("one")], more);
         put(db, "a", &manifest, &[], 0).await;
+        // Of another repository, and of another subject.
+        put(db, "b", &manifest, &[], 0).await;
+        put(db, "a", &image(&[digest("one")], about(&digest_of(&manifest))), &[], 0).await;
         expected.push(digest_of(&manifest));
     }
+    let other = expected[6].clone();
+    expected.sort_by_key(Digest::to_string);
     let a = id(db, "a").await;
-    let mut found = Vec::new();
-    let mut after = ManifestId(0);
-    loop {
-        let page = db.referrers(a, &subject, after, 2).await.unwrap();
-        let Some(last) = page.last() else { break };
-        after = last.id;
-        found.extend(page);
-    }
-    assert_eq!(found.iter().map(|referrer| referrer.digest.clone()).collect::<Vec<_>>(), expected);
-    assert_eq!(found[3].artifact_type.as_deref(), Some("application/vnd.test"));
+    let pages = async |wanted: Option<&str>| {
+        let mut found: Vec<Referrer> = Vec::new();
+        loop {
+            let after = found.last().map(|last| last.digest.to_string());
+            let page = db.referrers(a, &subject, wanted, after.as_deref(), 2).await.unwrap();
+            if page.is_empty() {
+                return found;
+            }
+            found.extend(page);
+        }
+    };
+    let digests = |found: &[Referrer]| found.iter().map(|referrer| referrer.digest.clone()).collect::<Vec<_>>();
+    let found = pages(None).await;
+    assert_eq!(digests(&found), expected);
     assert_eq!(found[3].annotations_len, 14);
-    let annotations = db.annotations(&[found[3].id, found[4].id, ManifestId(0)]).await.unwrap();
-    assert_eq!(annotations.len(), 2);
-    assert_eq!(annotations[&found[3].id], r#"{"number":"3"}"#);
-    let types = db.artifact_types(a, &[expected[3].clone(), subject.clone(), digest("none")]).await.unwrap();
-    assert_eq!(types.len(), 2);
-    assert_eq!(types[&expected[3]].as_deref(), Some("application/vnd.test"));
-    assert_eq!(db.referrers(a, &digest("none"), ManifestId(0), 10).await.unwrap(), []);
+    assert_eq!(digests(&pages(Some("application/vnd.Other")).await), std::slice::from_ref(&other));
+    assert_eq!(pages(Some("application/vnd.other")).await, [], "types are compared byte by byte");
+    assert_eq!(pages(Some("application/vnd.test")).await.len(), 6);
+    let Some(last) = found.iter().find(|referrer| referrer.digest == other) else { panic!() };
+    assert_eq!(last.artifact_type.as_deref(), Some("application/vnd.Other"));
+    let annotations = db.annotations(&[last.id, found[4].id, ManifestId(0)]).await.unwrap();
+    assert_eq!(annotations[&last.id], r#"{"number":"6"}"#);
+    assert_eq!(db.referrers(a, &digest("none"), None, None, 10).await.unwrap(), []);
     delete(db, a, &expected[0], 1).await.unwrap();
-    assert_eq!(db.referrers(a, &subject, ManifestId(0), 10).await.unwrap().len(), 4);
+    let left = db.referrers(a, &subject, None, None, 10).await.unwrap();
+    assert_eq!(digests(&left), expected[1..]);
+    // What is no digest is a bound, too.
+    assert_eq!(db.referrers(a, &subject, None, Some("sha256"), 10).await.unwrap(), left);
+    assert_eq!(db.referrers(a, &subject, None, Some("sha257"), 10).await.unwrap(), []);
+}
+
+pub(crate) async fn a_refused_push_makes_no_repository(ground: &Ground) {
+    let db = &ground.db;
+    let manifest = image(&[digest("one")], json!({}));
+    let there = async |name: &str| db.repository_id(&repository(name)).await.unwrap().is_some();
+    let Err(PutManifestError::MissingBlobs(_)) = try_put(db, "a", &manifest, &["t"], 0).await else { panic!() };
+    let lists = index(&[digest("none")]);
+    let Err(PutManifestError::MissingManifests(_)) = try_put(db, "a", &lists, &["t"], 0).await else { panic!() };
+    let (reference, condition) = (Reference::Tag(tag("t")), Condition::parse(["*"], []));
+    let expected = Expected { reference: &reference, condition: &condition };
+    let refused = put_if(db, "a", &index(&[]), &["t"], expected).await;
+    assert!(matches!(refused, Err(PutManifestError::Unmet(Unmet::Match))), "{refused:?}");
+    assert!(!there("a").await);
+    // Bytes that were given up, and a blob that cannot be mounted.
+    db.save_checkpoint(key(1), &repository("a"), "state", 1, FIRST, 0).await.unwrap();
+    db.cancel_upload(key(1), &repository("a"), 1).await.unwrap();
+    assert_eq!(push_blob(db, "a", "one", 1, 2).await, BlobCommit::Over);
+    assert_eq!(db.mount(&digest("one"), None, &repository("a"), 0, LEASE_MS).await.unwrap(), None);
+    push_blob(db, "b", "one", 2, 0).await;
+    push_blob(db, "c", "two", 3, 0).await;
+    let from = repository("c");
+    assert_eq!(db.mount(&digest("one"), Some(&from), &repository("a"), 0, LEASE_MS).await.unwrap(), None);
+    assert!(!there("a").await);
+    // What is accepted makes it, and what is refused afterwards does not take it away.
+    assert!(db.mount(&digest("one"), None, &repository("a"), 0, LEASE_MS).await.unwrap().is_some());
+    assert!(there("a").await);
+    let Err(_) = try_put(db, "a", &image(&[digest("two")], json!({})), &["t"], 0).await else { panic!() };
+    assert!(there("a").await);
+    let put = put(db, "d", &index(&[]), &["t"], 0).await;
+    assert_eq!(put.repository, id(db, "d").await);
+}
+
+pub(crate) async fn pushes_and_deletes_have_conditions(ground: &Ground) {
+    let db = &ground.db;
+    push_blob(db, "a", "one", 1, 0).await;
+    let image = |name: &str| image(&[digest("one")], json!({"annotations": {"name": name}}));
+    let [one, two, three] = ["1", "2", "3"].map(image);
+    let quoted = |manifest: &Manifest| format!("\"{}\"", digest_of(manifest));
+    let at = Reference::Tag(tag("t"));
+    let push = async |manifest: &Manifest, reference: &Reference, condition: Condition| {
+        let tags = if matches!(reference, Reference::Tag(_)) { &["t"][..] } else { &[] };
+        let put = put_if(db, "a", manifest, tags, Expected { reference, condition: &condition }).await;
+        match put {
+            Ok(_) => Ok(()),
+            Err(PutManifestError::Unmet(unmet)) => Err(unmet),
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    let new = || Condition::parse([], ["*"]);
+    assert_eq!(push(&one, &at, Condition::parse(["*"], [])).await, Err(Unmet::Match));
+    assert_eq!(db.changes(ChangeId(0), 10).await.unwrap(), [], "nothing is left of what was refused");
+    assert_eq!(push(&one, &at, new()).await, Ok(()));
+    assert_eq!(push(&two, &at, new()).await, Err(Unmet::NoneMatch));
+    assert_eq!(push(&two, &at, Condition::parse([&*quoted(&two)], [])).await, Err(Unmet::Match));
+    let a = id(db, "a").await;
+    let two_by_digest = Reference::Digest(digest_of(&two));
+    assert_eq!(db.manifest(a, &two_by_digest).await.unwrap(), None);
+    assert_eq!(push(&two, &at, Condition::parse([&*quoted(&one)], [])).await, Ok(()));
+    assert_eq!(tag_digest(db, "a", "t").await, Some(digest_of(&two)));
+    // By digest it is the manifest that is there or not.
+    assert_eq!(push(&two, &two_by_digest, new()).await, Err(Unmet::NoneMatch));
+    let three_by_digest = Reference::Digest(digest_of(&three));
+    assert_eq!(push(&three, &three_by_digest, Condition::parse(["*"], [])).await, Err(Unmet::Match));
+    assert_eq!(push(&three, &three_by_digest, new()).await, Ok(()));
+    // Deletes.
+    let delete = async |condition: &Condition| db.delete_tag_if(a, &tag("t"), condition, 1, &tag_entry).await.unwrap();
+    assert_eq!(delete(&Condition::parse([&*quoted(&one)], [])).await, Err(Unmet::Match));
+    assert_eq!(tag_digest(db, "a", "t").await, Some(digest_of(&two)));
+    let deleted = delete(&Condition::parse([&*quoted(&two)], [])).await.unwrap().unwrap();
+    assert_eq!(deleted.digest, digest_of(&two));
+    assert_eq!(delete(&Condition::parse(["*"], [])).await, Ok(None));
+}
+
+pub(crate) async fn what_was_asked_for_stays_untagged(ground: &Ground) {
+    let db = &ground.db;
+    let one = push_image(db, "a", "one", &[], 1, 0).await;
+    let a = id(db, "a").await;
+    let untagged = async |before: i64| db.untagged_manifests(before, ManifestId(0), 10).await.unwrap().len();
+    assert_eq!(untagged(100).await, 1);
+    assert!(db.keep_manifest(a, &one, 100, 75).await.unwrap());
+    assert_eq!(untagged(100).await, 0);
+    assert_eq!(db.delete_untagged(&deletion(a, &one, 110), 100).await.unwrap(), None);
+    // Not so often.
+    assert!(db.keep_manifest(a, &one, 120, 95).await.unwrap());
+    assert_eq!(untagged(101).await, 1);
+    assert!(db.delete_untagged(&deletion(a, &one, 130), 101).await.unwrap().is_some());
+    assert!(!db.keep_manifest(a, &one, 200, 175).await.unwrap());
 }
 
 pub(crate) async fn large_manifests_and_many_layers(ground: &Ground) {

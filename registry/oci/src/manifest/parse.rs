@@ -24,10 +24,38 @@ pub(super) struct Document {
     pub(super) media_type: Option<String>,
     pub(super) artifact_type: Option<String>,
     pub(super) config: Option<Descriptor>,
-    pub(super) layers: Option<Vec<Descriptor>>,
-    pub(super) manifests: Option<Vec<Descriptor>>,
+    pub(super) layers: List,
+    pub(super) manifests: List,
     pub(super) subject: Option<Descriptor>,
     pub(super) annotations: BTreeMap<String, String>,
+}
+
+/// A list that a manifest has to have.
+#[derive(Debug, Default)]
+pub(super) enum List {
+    #[default]
+    Missing,
+    /// `null`: Go writes an empty list so, and also the list of a type that has fields of images and of indexes.
+    Null,
+    Of(Vec<Descriptor>),
+}
+
+// === impl List ===
+
+impl List {
+    /// Whether it tells what the manifest is.
+    pub(super) const fn is_there(&self) -> bool {
+        matches!(self, Self::Of(_))
+    }
+
+    /// What it lists; `field` is its name.
+    pub(super) fn entries(self, field: &str) -> Result<Vec<Descriptor>, InvalidManifest> {
+        match self {
+            Self::Missing => Err(missing(field)),
+            Self::Null => Ok(Vec::new()),
+            Self::Of(entries) => Ok(entries),
+        }
+    }
 }
 
 /// Reads the fields.

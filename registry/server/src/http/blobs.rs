@@ -1,13 +1,11 @@
 //! Blobs: reading, asking for, and taking out of a repository.
 
-use ::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE,
-};
+use ::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_RANGE, LOCATION, RANGE};
 use ::http::{HeaderValue, Response, StatusCode};
 use blobs::{BlobBody, StoreError, StoredBlob};
 use db::{Link, Renewal, RepositoryId, Unlink};
 use oci::range::{Selection, select};
-use oci::{Digest, ErrorCode, RepositoryName};
+use oci::{Digest, ErrorCode, RepositoryName, Unmet};
 use proto::ByteRange;
 
 use super::body::Body;
@@ -26,8 +24,8 @@ pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, digest: &
         return Err(unknown(digest));
     }
     let etag = value(format!("\"{digest}\""));
-    if is_match(call, &etag) {
-        let mut response = empty(StatusCode::NOT_MODIFIED);
+    if let Err(unmet) = call.condition().check(Some(&digest.to_string())) {
+        let mut response = not_modified(unmet)?;
         headers(&mut response, digest, etag);
         return Ok(response);
     }
@@ -95,8 +93,13 @@ async fn open(
 }
 
 /// `DELETE`: takes the blob out of this repository.
-pub(super) async fn delete(app: &App, name: &RepositoryName, digest: &Digest) -> Answer {
+pub(super) async fn delete(app: &App, call: &Call, name: &RepositoryName, digest: &Digest) -> Answer {
     let repository = app.repository(name).await?.ok_or_else(|| unknown(digest))?;
+    // A blob has one entity tag for ever, so this need not be asked in the transaction. What is not there is 404 all the same.
+    if let Err(unmet) = call.condition().check(Some(&digest.to_string())) {
+        find(app, name, digest).await?.ok_or_else(|| unknown(digest))?;
+        return Err(unmet.into());
+    }
     let outcome = app.db.unlink(repository, digest, app.now_ms(), &records::blob_entry).await;
     // Also after an error: it may be gone all the same.
     app.cache.changed(repository);
@@ -168,11 +171,12 @@ fn headers(response: &mut Response<Body>, digest: &Digest, etag: HeaderValue) {
     out.insert(CACHE_CONTROL, FOR_EVER);
 }
 
-/// `If-None-Match` names this entity (RFC 9110 section 13.1.2; weak comparison).
-pub(super) fn is_match(call: &Call, etag: &HeaderValue) -> bool {
-    let Some(wanted) = call.header(IF_NONE_MATCH) else { return false };
-    let etag = etag.to_str().unwrap_or_default();
-    wanted.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+/// What a read is answered whose condition does not hold: nothing has changed, or 412.
+pub(super) fn not_modified(unmet: Unmet) -> Answer {
+    match unmet {
+        Unmet::NoneMatch => Ok(empty(StatusCode::NOT_MODIFIED)),
+        Unmet::Match => Err(unmet.into()),
+    }
 }
 
 /// Whether a `Range` counts: without `If-Range`, or when it names this entity (RFC 9110 section 13.1.5).

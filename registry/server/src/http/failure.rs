@@ -160,6 +160,17 @@ impl From<StoreError> for Failure {
     }
 }
 
+impl From<oci::Unmet> for Failure {
+    fn from(unmet: oci::Unmet) -> Self {
+        let header = match unmet {
+            oci::Unmet::Match => "If-Match",
+            oci::Unmet::NoneMatch => "If-None-Match",
+        };
+        // The specification has no code of its own for this.
+        Self::with_status(412, ErrorCode::Unsupported, format!("what is there is not what {header} expects"))
+    }
+}
+
 impl From<oci::route::RouteError> for Failure {
     fn from(error: oci::route::RouteError) -> Self {
         Self::with_status(error.status(), error.code(), error.to_string())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use ::http::{Response, StatusCode};
 use bytes::{Bytes, BytesMut};
-use db::{DbError, DeleteManifest, NewManifest, PutManifestError, StoredManifest};
+use db::{DbError, DeleteManifest, Expected, NewManifest, PutManifestError, StoredManifest};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
@@ -17,20 +17,43 @@ use super::{Answer, CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, locations
 use crate::app::App;
 use crate::records::{self, Gone};
 
+/// Bytes of one line of `OCI-Tag`.
+const TAG_LINE_MAX: usize = 4096;
+
 /// `GET` and `HEAD`. What it is served as is what it was pushed as, whatever `Accept` says: another form would have another digest.
 pub(super) async fn get(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
     let manifest = find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
-    let etag = value(format!("\"{}\"", manifest.digest));
-    let mut response = if super::blobs::is_match(call, &etag) {
-        empty(StatusCode::NOT_MODIFIED)
-    } else {
-        super::blobs::finish(call, Response::new(Body::Bytes(manifest.content.clone())))
+    if matches!(reference, Reference::Digest(_)) && !keep(app, name, &manifest.digest).await? {
+        return Err(unknown(reference));
+    }
+    let digest = manifest.digest.to_string();
+    let mut response = match call.condition().check(Some(&digest)) {
+        Ok(()) => super::blobs::finish(call, Response::new(Body::Bytes(manifest.content.clone()))),
+        Err(unmet) => super::blobs::not_modified(unmet)?,
     };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, value(&manifest.media_type));
-    headers.insert(CONTENT_DIGEST, value(manifest.digest.to_string()));
-    headers.insert(ETAG, etag);
+    headers.insert(CONTENT_DIGEST, value(&digest));
+    headers.insert(ETAG, value(format!("\"{digest}\"")));
     Ok(response)
+}
+
+/// A client that sees a manifest here may name it in an index without pushing it: it has to stay for a while, where manifests without a tag
+/// are removed. Whether it is still here.
+async fn keep(app: &App, name: &RepositoryName, digest: &Digest) -> Result<bool, Failure> {
+    let Some(after) = app.gc().untagged_after else { return Ok(true) };
+    let Some(repository) = app.repository(name).await? else { return Ok(false) };
+    let now = app.now_ms();
+    // Once in a quarter of that time is enough, so that pulls stay cheap: half of it is left in any case.
+    let recently = now.saturating_sub(i64::try_from(after.as_millis() / 4).unwrap_or(i64::MAX));
+    if app.cache.is_kept(repository, digest, recently) {
+        return Ok(true);
+    }
+    let is_there = app.db.keep_manifest(repository, digest, now, recently).await?;
+    if is_there {
+        app.cache.kept(repository, digest, now);
+    }
+    Ok(is_there)
 }
 
 pub(super) async fn find(
@@ -58,6 +81,7 @@ pub(super) async fn put(
     incoming: &mut Incoming,
 ) -> Answer {
     let tags = tags(app, call, reference)?;
+    let condition = call.condition();
     let raw = receive(app, incoming, call.content_length()).await?;
     let content_type = call.header(CONTENT_TYPE);
     let manifest = Manifest::parse(raw, content_type, &app.manifest_limits())
@@ -79,6 +103,7 @@ pub(super) async fn put(
             record_entry: &record.entry,
             tags: &tags,
             now_ms: app.now_ms(),
+            expected: (!condition.is_empty()).then_some(Expected { reference, condition: &condition }),
             require_references: true,
         })
         .await;
@@ -112,8 +137,8 @@ pub(super) async fn put(
         headers.insert(OCI_SUBJECT, value(subject.digest.to_string()));
     }
     if matches!(reference, Reference::Digest(_)) {
-        for tag in &tags {
-            headers.append(OCI_TAG, value(tag.as_str()));
+        for line in tag_lines(&tags) {
+            headers.append(OCI_TAG, value(line));
         }
     }
     Ok(response)
@@ -141,18 +166,32 @@ fn tags(app: &App, call: &Call, reference: &Reference) -> Result<Vec<TagName>, F
     Ok(tags)
 }
 
+/// The tags of a push as header lines, few and not too long: some clients take at most 100 lines, others no long ones.
+fn tag_lines(tags: &[TagName]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for tag in tags.iter().map(TagName::as_str) {
+        match lines.last_mut() {
+            Some(line) if line.len() + tag.len() + 2 <= TAG_LINE_MAX => {
+                line.push_str(", ");
+                line.push_str(tag);
+            }
+            _ => lines.push(tag.to_owned()),
+        }
+    }
+    lines
+}
+
 /// The digest the manifest is kept under, the one the client names or its SHA-256, and whether it is there already.
+///
+/// By a tag it is always SHA-256, also if the same bytes are there under their SHA-512: that is the digest clients work out
+/// by themselves and pull by.
 async fn digest_of(
     app: &App,
     name: &RepositoryName,
     reference: &Reference,
     manifest: &Manifest,
 ) -> Result<(Digest, bool), Failure> {
-    let is_there = async |digest: &Digest| {
-        let found = find(app, name, &Reference::Digest(digest.clone())).await?;
-        Ok::<bool, Failure>(found.is_some())
-    };
-    match reference {
+    let digest = match reference {
         Reference::Digest(wanted) => {
             let found = manifest.digest(wanted.algorithm());
             if found != *wanted {
@@ -161,18 +200,12 @@ async fn digest_of(
                     format!("the digest of the manifest is {found}, not {wanted}"),
                 ));
             }
-            let there = is_there(&found).await?;
-            Ok((found, there))
+            found
         }
-        Reference::Tag(_) => {
-            // Whoever pushed these very bytes under their SHA-512 means that manifest.
-            let (short, long) = (manifest.digest(Algorithm::Sha256), manifest.digest(Algorithm::Sha512));
-            match tokio::try_join!(is_there(&short), is_there(&long))? {
-                (_, true) => Ok((long, true)),
-                (short_is_there, false) => Ok((short, short_is_there)),
-            }
-        }
-    }
+        Reference::Tag(_) => manifest.digest(Algorithm::Sha256),
+    };
+    let is_there = find(app, name, &Reference::Digest(digest.clone())).await?.is_some();
+    Ok((digest, is_there))
 }
 
 async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
@@ -213,6 +246,7 @@ fn refused(error: PutManifestError) -> Failure {
     match error {
         PutManifestError::MissingBlobs(digests) => missing("blob", &digests),
         PutManifestError::MissingManifests(digests) => missing("manifest", &digests),
+        PutManifestError::Unmet(unmet) => unmet.into(),
         PutManifestError::Db(error) => error.into(),
         error => {
             tracing::error!(%error, "a manifest cannot be kept");
@@ -222,7 +256,7 @@ fn refused(error: PutManifestError) -> Failure {
 }
 
 /// `DELETE`: a tag alone, or a manifest with all its tags.
-pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Reference) -> Answer {
+pub(super) async fn delete(app: &App, call: &Call, name: &RepositoryName, reference: &Reference) -> Answer {
     let repository = app.repository(name).await?.ok_or_else(|| unknown(reference))?;
     let tag_entry = |tag: &TagName, change| records::tag_entry(name, tag, change);
     let now = app.now_ms();
@@ -233,11 +267,16 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Referen
     };
     let (digest, tags, entries) = match reference {
         Reference::Tag(tag) => {
-            let deleted = app.db.delete_tag(repository, tag, now, &tag_entry).await.map_err(changed)?;
-            let deleted = deleted.ok_or_else(|| unknown(reference))?;
+            let deleted = app.db.delete_tag_if(repository, tag, &call.condition(), now, &tag_entry).await;
+            let deleted = deleted.map_err(changed)??.ok_or_else(|| unknown(reference))?;
             (deleted.digest, vec![(tag.clone(), deleted.change)], vec![deleted.entry])
         }
         Reference::Digest(digest) => {
+            // It has one entity tag for ever, so this need not be asked in the transaction.
+            if let Err(unmet) = call.condition().check(Some(&digest.to_string())) {
+                find(app, name, reference).await?.ok_or_else(|| unknown(reference))?;
+                return Err(unmet.into());
+            }
             let delete = DeleteManifest {
                 repository,
                 digest,
@@ -261,4 +300,20 @@ pub(super) async fn delete(app: &App, name: &RepositoryName, reference: &Referen
 fn unknown(reference: &Reference) -> Failure {
     Failure::new(ErrorCode::ManifestUnknown, "there is no such manifest in this repository")
         .detail(serde_json::json!({ "reference": reference.to_string() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_told_in_few_lines() {
+        let tags: Vec<TagName> = (0..250).map(|number| format!("{number:0>128}").parse().unwrap()).collect();
+        let lines = tag_lines(&tags);
+        assert!(lines.len() < 10 && lines.iter().all(|line| line.len() <= TAG_LINE_MAX), "{} lines", lines.len());
+        let told: Vec<&str> = lines.iter().flat_map(|line| line.split(", ")).collect();
+        assert!(told.into_iter().eq(tags.iter().map(TagName::as_str)));
+        assert_eq!(tag_lines(&tags[..1]), [tags[0].as_str()]);
+        assert!(tag_lines(&[]).is_empty());
+    }
 }

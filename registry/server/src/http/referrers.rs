@@ -1,29 +1,22 @@
 //! What refers to a manifest.
-
-use std::collections::{BTreeMap, HashMap};
+//!
+//! All of them are rows: whatever was pushed here with a `subject` is one, also by a client that listed it in an index under the fallback tag
+//! because it knew no better. An entry of such an index that is no row has no subject, or is not here; the specification wants neither.
 
 use ::http::header::{CONTENT_TYPE, LINK};
 use ::http::{HeaderValue, StatusCode};
 use db::{ManifestId, Referrer, RepositoryId};
 use oci::page::Page;
-use oci::{Descriptor, Digest, Kind, Manifest, Reference, RepositoryName, referrers};
+use oci::{Descriptor, Digest, RepositoryName, referrers};
 
 use super::failure::Failure;
-use super::{Answer, Call, OCI_FILTERS_APPLIED, json, locations, manifests, value};
+use super::{Answer, Call, OCI_FILTERS_APPLIED, json, locations, value};
 use crate::app::App;
 
-/// Referrers of one manifest that are looked at.
-const REFERRERS_MAX: u64 = 20_000;
-/// A page ends where its annotations would be longer than this, in characters: each manifest may have as many as fit into it.
-const PAGE_CHARS_MAX: u64 = 4 << 20;
-
-/// One that is found.
-enum Found {
-    /// It names the manifest as its subject.
-    Referrer(Referrer),
-    /// An old client listed it under the fallback tag.
-    Listed(Descriptor),
-}
+/// A page ends where its annotations would be longer than this, in bytes: each manifest may have as many as fit into it.
+const PAGE_BYTES_MAX: u64 = 4 << 20;
+/// Rows of the first look. The database may read the annotations to tell how long they are, so more are asked for only if there is room.
+const LOOK_MIN: usize = 64;
 
 /// `GET /v2/NAME/referrers/DIGEST`: always a list, if only an empty one.
 pub(super) async fn list(app: &App, call: &Call, name: &RepositoryName, subject: &Digest) -> Answer {
@@ -31,16 +24,10 @@ pub(super) async fn list(app: &App, call: &Call, name: &RepositoryName, subject:
     let cap = usize::try_from(app.config.lists.page_max).unwrap_or(usize::MAX);
     let asked = Page::parse(&query, cap)?;
     let wanted = query.get("artifactType").filter(|wanted| !wanted.is_empty());
-    let mut found: Vec<Found> = find(app, name, subject)
-        .await?
-        .into_iter()
-        .filter(|(digest, _)| asked.last.as_ref().is_none_or(|last| digest > last))
-        .map(|(_, found)| found)
-        .filter(|found| wanted.is_none_or(|wanted| found.artifact_type() == Some(wanted)))
-        .collect();
-    let length = page_length(&found, asked.n);
-    let more = found.len() > length;
-    found.truncate(length);
+    let (found, more) = match app.repository(name).await? {
+        Some(repository) => find(app, repository, subject, wanted, &asked).await?,
+        None => (Vec::new(), false),
+    };
     let found = descriptors(app, found).await?;
     let mut response = json(StatusCode::OK, referrers::index(&found, None).into());
     let headers = response.headers_mut();
@@ -56,95 +43,58 @@ pub(super) async fn list(app: &App, call: &Call, name: &RepositoryName, subject:
     Ok(super::blobs::finish(call, response))
 }
 
+/// One page, and whether there is more.
+async fn find(
+    app: &App,
+    repository: RepositoryId,
+    subject: &Digest,
+    wanted: Option<&str>,
+    asked: &Page,
+) -> Result<(Vec<Referrer>, bool), Failure> {
+    let mut found: Vec<Referrer> = Vec::new();
+    let mut look = LOOK_MIN;
+    loop {
+        let last = found.last().map(|last| last.digest.to_string());
+        let after = last.as_deref().or(asked.last.as_deref());
+        // One more than the page has tells that there is more.
+        let limit = look.min(asked.n.saturating_add(1) - found.len());
+        let rows = app.db.referrers(repository, subject, wanted, after, limit as u64).await?;
+        let ends = rows.len() < limit;
+        found.extend(rows);
+        let length = page_length(&found, asked.n);
+        if length < found.len() {
+            found.truncate(length);
+            return Ok((found, true));
+        }
+        if ends {
+            return Ok((found, false));
+        }
+        look = look.saturating_mul(4);
+    }
+}
+
 /// How many of those found make a page of at most `most`: at least one, and no more annotations than a page may have.
-fn page_length(found: &[Found], most: usize) -> usize {
-    let mut chars = 0_u64;
-    let fits = |found: &&Found| {
-        let begun = chars > 0;
-        chars = chars.saturating_add(found.annotations_len());
-        !begun || chars <= PAGE_CHARS_MAX
+fn page_length(found: &[Referrer], most: usize) -> usize {
+    let mut bytes = 0_u64;
+    let fits = |found: &&Referrer| {
+        let begun = bytes > 0;
+        bytes = bytes.saturating_add(found.annotations_len);
+        !begun || bytes <= PAGE_BYTES_MAX
     };
     found.iter().take(most).take_while(fits).count()
 }
 
-/// Those that name it as their subject, and those that an old client listed under the fallback tag; by digest.
-async fn find(app: &App, name: &RepositoryName, subject: &Digest) -> Result<BTreeMap<String, Found>, Failure> {
-    let Some(repository) = app.repository(name).await? else { return Ok(BTreeMap::new()) };
-    let rows = app.db.referrers(repository, subject, ManifestId::default(), REFERRERS_MAX).await?;
-    let mut found: BTreeMap<String, Found> =
-        rows.into_iter().map(|row| (row.digest.to_string(), Found::Referrer(row))).collect();
-    for listed in fallback(app, name, repository, subject).await? {
-        found.entry(listed.digest.to_string()).or_insert(Found::Listed(listed));
-    }
-    Ok(found)
-}
-
-/// The entries of the index under the fallback tag. An entry may have outlived what it names.
-async fn fallback(
-    app: &App,
-    name: &RepositoryName,
-    repository: RepositoryId,
-    subject: &Digest,
-) -> Result<Vec<Descriptor>, Failure> {
-    let tag = Reference::Tag(referrers::fallback_tag(subject));
-    let Some(stored) = manifests::find(app, name, &tag).await? else { return Ok(Vec::new()) };
-    let Ok(manifest) = Manifest::parse(stored.content.clone(), Some(&stored.media_type), &app.manifest_limits()) else {
-        return Ok(Vec::new());
-    };
-    let Kind::Index { manifests: entries } = manifest.kind() else { return Ok(Vec::new()) };
-    let mut listed: HashMap<Digest, Descriptor> =
-        entries.iter().map(|entry| (entry.digest.clone(), entry.clone())).collect();
-    let digests: Vec<Digest> = listed.keys().cloned().collect();
-    let there = app.db.artifact_types(repository, &digests).await?;
-    let known = there.into_iter().filter_map(|(digest, artifact_type)| {
-        let mut entry = listed.remove(&digest)?;
-        entry.artifact_type = entry.artifact_type.or(artifact_type);
-        Some(entry)
-    });
-    Ok(known.collect())
-}
-
 /// What the list says of them.
-async fn descriptors(app: &App, found: Vec<Found>) -> Result<Vec<Descriptor>, Failure> {
-    let ids: Vec<ManifestId> = found.iter().filter_map(Found::id).collect();
+async fn descriptors(app: &App, found: Vec<Referrer>) -> Result<Vec<Descriptor>, Failure> {
+    let ids: Vec<ManifestId> = found.iter().map(|row| row.id).collect();
     let annotations = app.db.annotations(&ids).await?;
-    let described = found.into_iter().map(|found| match found {
-        Found::Listed(descriptor) => descriptor,
-        Found::Referrer(row) => Descriptor {
-            media_type: row.media_type,
-            digest: row.digest,
-            size: row.size,
-            urls: Vec::new(),
-            artifact_type: row.artifact_type,
-            annotations: annotations.get(&row.id).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
-        },
+    let described = found.into_iter().map(|row| Descriptor {
+        media_type: row.media_type,
+        digest: row.digest,
+        size: row.size,
+        urls: Vec::new(),
+        artifact_type: row.artifact_type,
+        annotations: annotations.get(&row.id).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
     });
     Ok(described.collect())
-}
-
-// === impl Found ===
-
-impl Found {
-    fn artifact_type(&self) -> Option<&str> {
-        match self {
-            Self::Referrer(row) => row.artifact_type.as_deref(),
-            Self::Listed(descriptor) => descriptor.artifact_type.as_deref(),
-        }
-    }
-
-    fn annotations_len(&self) -> u64 {
-        match self {
-            Self::Referrer(row) => row.annotations_len,
-            Self::Listed(descriptor) => {
-                descriptor.annotations.iter().map(|(name, text)| (name.len() + text.len()) as u64).sum()
-            }
-        }
-    }
-
-    const fn id(&self) -> Option<ManifestId> {
-        match self {
-            Self::Referrer(row) => Some(row.id),
-            Self::Listed(_) => None,
-        }
-    }
 }

@@ -71,7 +71,7 @@ pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incomin
         let digest = oci::parse_digest(digest)?;
         // Nobody else knows it.
         let session = Session { held: None, id, algorithm: digest.algorithm(), durable: None };
-        return complete(app, call, name, session, &digest, incoming).await;
+        return complete(app, call, name, None, session, &digest, incoming).await;
     }
     app.open.has_room(call.client, &app.config.uploads)?;
     app.cache.upload_begun(id);
@@ -140,14 +140,7 @@ pub(super) async fn patch(
 ) -> Answer {
     let mut session = session(app, name, text).await?;
     let id = session.id;
-    let upload = receiving(app, name, &session)?;
-    let chunk = upload.begin(content_range(call)?, call.content_length()).map_err(|refused| {
-        // The client goes on from where the session says.
-        let offset = session.durable.as_ref().map_or(0, |durable| durable.checkpoint.offset);
-        Failure::from(refused)
-            .header(RANGE, value(oci::upload::range_header(offset)))
-            .header(LOCATION, locations::upload(app, call, name, text))
-    })?;
+    let chunk = next_chunk(app, call, name, Some(text), &session)?;
     if call.content_length() == Some(0) {
         return Ok(accepted(app, call, name, text, id, chunk.offset()));
     }
@@ -273,7 +266,7 @@ pub(super) async fn put(app: &App, call: &Call, name: &RepositoryName, text: &st
             return Err(failure);
         }
     };
-    complete(app, call, name, session, &digest, incoming).await
+    complete(app, call, name, Some(text), session, &digest, incoming).await
 }
 
 /// Whether its bytes were committed, or given up because the blob was there already.
@@ -281,18 +274,18 @@ async fn is_finished(app: &App, id: UploadId) -> Result<bool, Failure> {
     Ok(app.db.upload(id).await?.is_some_and(|row| row.status == UploadStatus::Finished))
 }
 
-/// Receives what is left, compares, commits.
+/// Receives what is left, compares, commits. `text` is what the client knows the session by, if it does.
 async fn complete(
     app: &App,
     call: &Call,
     name: &RepositoryName,
+    text: Option<&str>,
     mut session: Session,
     digest: &Digest,
     incoming: &mut Incoming,
 ) -> Answer {
     let id = session.id;
-    let upload = receiving(app, name, &session)?;
-    let chunk = upload.begin(content_range(call)?, call.content_length())?;
+    let chunk = next_chunk(app, call, name, text, &session)?;
     let _active = app.active.enter(call.client, &app.config.uploads)?;
     let mut row = Row::of(call, name, &session);
     let held = session.held.take();
@@ -458,6 +451,24 @@ fn receiving(app: &App, name: &RepositoryName, session: &Session) -> Result<Uplo
     Ok(match &session.durable {
         Some(durable) => Upload::resume(name.clone(), session.id, limits, durable.checkpoint.offset)?,
         None => Upload::new(name.clone(), session.id, limits).receive(),
+    })
+}
+
+/// What this request brings. A client that would send something else is told where the upload is, and goes on from there.
+fn next_chunk(
+    app: &App,
+    call: &Call,
+    name: &RepositoryName,
+    text: Option<&str>,
+    session: &Session,
+) -> Result<Upload<Chunk>, Failure> {
+    let next = || Ok(receiving(app, name, session)?.begin(content_range(call)?, call.content_length())?);
+    next().map_err(|failure: Failure| {
+        let Some(text) = text else { return failure };
+        let offset = session.durable.as_ref().map_or(0, |durable| durable.checkpoint.offset);
+        failure
+            .header(RANGE, value(oci::upload::range_header(offset)))
+            .header(LOCATION, locations::upload(app, call, name, text))
     })
 }
 

@@ -7,7 +7,7 @@ use proto::Digest;
 use serde::de::{Error, MapAccess, SeqAccess};
 
 use super::reader::{Counted, Keys, Reader, Value};
-use super::{Document, excerpt};
+use super::{Document, List, excerpt};
 use crate::manifest::Descriptor;
 use crate::parse_digest;
 
@@ -75,8 +75,8 @@ impl Value for Document {
                 DocumentField::MediaType => document.media_type = read_type(reader, &mut map, name)?,
                 DocumentField::ArtifactType => document.artifact_type = read_type(reader, &mut map, name)?,
                 DocumentField::Config => document.config = read_descriptor(reader, &mut map, name)?,
-                DocumentField::Layers => document.layers = reader.value(&mut map, name)?,
-                DocumentField::Manifests => document.manifests = reader.value(&mut map, name)?,
+                DocumentField::Layers => document.layers = read_list(reader, &mut map, name)?,
+                DocumentField::Manifests => document.manifests = read_list(reader, &mut map, name)?,
                 DocumentField::Subject => document.subject = read_descriptor(reader, &mut map, name)?,
                 DocumentField::Annotations => document.annotations = read_annotations(reader, &mut map, name)?,
             }
@@ -206,6 +206,10 @@ fn read_annotations<'de, M: MapAccess<'de>>(
     field: &'static str,
 ) -> Result<BTreeMap<String, String>, M::Error> {
     Ok(reader.value::<M, Annotations>(map, field)?.map(|Annotations(all)| all).unwrap_or_default())
+}
+
+fn read_list<'de, M: MapAccess<'de>>(reader: &Reader<'_>, map: &mut M, field: &'static str) -> Result<List, M::Error> {
+    Ok(reader.value(map, field)?.map_or(List::Null, List::Of))
 }
 
 /// A descriptor that is in no list.
