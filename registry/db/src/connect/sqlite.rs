@@ -92,7 +92,8 @@ async fn reader(options: SqliteConnectOptions, config: &DbConfig) -> Result<Data
 fn canonical(path: &Path) -> io::Result<PathBuf> {
     match std::fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
             match (std::fs::read_link(path), path.file_name()) {
                 // It will be made where the link points. Links in a circle are another error.
                 (Ok(target), _) => canonical(&folder.join(target)),
