@@ -105,6 +105,12 @@ impl service::Config for Config {
         include_str!("../../docs/config/config-service.toml").to_owned()
     }
 
+    fn check_files(&self, problems: &mut Problems) {
+        if let Some(tls) = &self.tls {
+            tls.check_files("tls", problems);
+        }
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }

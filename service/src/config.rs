@@ -44,6 +44,9 @@ pub trait Config: Default + Serialize + DeserializeOwned + Validate + Send + 'st
             .unwrap_or_else(|error| format!("# the defaults cannot be shown: {error}\n"))
     }
 
+    /// Reads the files that are named, and adds what is wrong with them. For `--check-config`: a service that starts says it itself.
+    fn check_files(&self, _problems: &mut Problems) {}
+
     /// How to log.
     fn log(&self) -> &LogConfig;
 
@@ -96,6 +99,25 @@ pub fn env_prefix(binary: &str) -> String {
 /// # Errors
 /// When the file cannot be read, or with every problem found in file and environment.
 pub fn load<T: DeserializeOwned + Validate>(path: Option<&Path>, env_prefix: &str) -> Result<T, ConfigError> {
+    load_and_judge(path, env_prefix, T::validate)
+}
+
+/// As [`load`], and reads the files that the configuration names.
+///
+/// # Errors
+/// As [`load`], or when one of these files cannot be used.
+pub fn check<T: Config>(path: Option<&Path>, env_prefix: &str) -> Result<T, ConfigError> {
+    load_and_judge(path, env_prefix, |config: &T, problems| {
+        config.validate(problems);
+        config.check_files(problems);
+    })
+}
+
+fn load_and_judge<T: DeserializeOwned>(
+    path: Option<&Path>,
+    env_prefix: &str,
+    judge: impl FnOnce(&T, &mut Problems),
+) -> Result<T, ConfigError> {
     let text = match path {
         Some(path) => read(path)?,
         None => String::new(),
@@ -103,7 +125,7 @@ pub fn load<T: DeserializeOwned + Validate>(path: Option<&Path>, env_prefix: &st
     let name = path.map_or_else(String::new, |path| path.display().to_string());
     // Values that are no UTF-8 cannot be configuration of ours; `vars` would panic on them.
     let env = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    load_from(&name, &text, env_prefix, env)
+    read_and_judge(&name, &text, env_prefix, env, judge)
 }
 
 /// [`load`] from a text and given variables, for tests and for texts that are no files.
@@ -116,13 +138,23 @@ pub fn load_from<T: DeserializeOwned + Validate>(
     env_prefix: &str,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<T, ConfigError> {
+    read_and_judge(name, text, env_prefix, env, T::validate)
+}
+
+fn read_and_judge<T: DeserializeOwned>(
+    name: &str,
+    text: &str,
+    env_prefix: &str,
+    env: impl IntoIterator<Item = (String, String)>,
+    judge: impl FnOnce(&T, &mut Problems),
+) -> Result<T, ConfigError> {
     let (mut root, mut problems) = tree::parse(name, text);
     let broken_syntax = !problems.is_empty();
     tree::overlay(&mut root, env_prefix, env, &mut problems);
     let outcome = repair_and_read::<T>(&mut root, &mut problems, broken_syntax);
     if let (Some(value), true) = (&outcome.value, outcome.indexes_hold && !broken_syntax) {
         let mut found = Problems::default();
-        value.validate(&mut found);
+        judge(value, &mut found);
         for (path, message) in found.into_vec() {
             // What could not be read was reported already; its stand-in is not judged.
             if !problems.iter().any(|p| !p.path.is_empty() && path.starts_with(&p.path)) {

@@ -14,6 +14,7 @@ mod proxies;
 mod routes;
 mod sendfile;
 mod server;
+mod stall;
 
 pub use connection::serve_stream;
 pub use edge::{Readiness, service, standard};

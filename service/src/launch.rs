@@ -24,7 +24,7 @@ pub struct Args {
     /// Configuration file (TOML); by default /etc/skimmer/NAME-OF-BINARY.toml if there is one
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Check the configuration, list every problem, and exit: 0 = good, 2 = not
+    /// Check the configuration and the files it names, list every problem, and exit: 0 = good, 2 = not
     #[arg(long, conflicts_with = "print_default_config")]
     pub check_config: bool,
     /// Print the default configuration with comments, and exit
@@ -137,13 +137,14 @@ where
         Some(path) => Some(path),
         None => default_path(T::BINARY)?,
     };
-    let config: T = config::load(path.as_deref(), &config::env_prefix(T::BINARY))?;
     if args.check_config {
+        config::check::<T>(path.as_deref(), &config::env_prefix(T::BINARY))?;
         let from =
             path.as_deref().map_or_else(|| "the default configuration".to_owned(), |path| path.display().to_string());
         let _ = writeln!(std::io::stdout(), "{from}: no problems");
         return Ok(());
     }
+    let config: T = config::load(path.as_deref(), &config::env_prefix(T::BINARY))?;
     log::init(config.log()).map_err(anyhow::Error::from)?;
     let from = path.as_deref().unwrap_or_else(|| Path::new("defaults")).display();
     info!(binary = T::BINARY, version = env!("CARGO_PKG_VERSION"), config = %from, "starting");

@@ -62,6 +62,15 @@ impl Validate for TlsConfig {
     }
 }
 
+impl TlsConfig {
+    /// Reads certificate and key, and notes under this name what is wrong with them.
+    pub fn check_files(&self, name: &str, problems: &mut Problems) {
+        if let Err(error) = read(self) {
+            problems.failed(name, &error);
+        }
+    }
+}
+
 /// The certificate of a listener; [`ServerCertificate::reload`] exchanges it for new connections.
 pub struct ServerCertificate {
     config: TlsConfig,

@@ -280,6 +280,50 @@ async fn http2_with_prior_knowledge() {
     tokio::time::timeout(Duration::from_secs(2), server.task).await.unwrap().unwrap();
 }
 
+/// A client whose streams have a window of so many bytes, which only grows as bodies are read.
+async fn http2_client(server: &Running, window: u32) -> hyper::client::conn::http2::SendRequest<Empty<Bytes>> {
+    let stream = TokioIo::new(TcpStream::connect(server.address).await.unwrap());
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(window).initial_connection_window_size(1 << 20);
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+fn get(server: &Running, path: &str) -> http::Request<Empty<Bytes>> {
+    http::Request::get(format!("http://{}{path}", server.address)).body(Empty::new()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http2_answer_of_which_nothing_is_taken_is_cut_off_alone() {
+    let server = plain();
+    let mut sender = http2_client(&server, 4).await;
+    let mut slow = sender.send_request(get(&server, "/api/who/somebody")).await.unwrap().into_body();
+    // One that is handed over whole, one of many pieces, and one that is taken slowly, but taken.
+    let mut stalled = Vec::new();
+    for path in ["/api/who/nobody", "/api/big"] {
+        stalled.push(sender.send_request(get(&server, path)).await.unwrap().into_body());
+    }
+    let mut taken = Vec::new();
+    while let Some(frame) = slow.frame().await {
+        taken.extend_from_slice(&frame.unwrap().into_data().unwrap_or_default());
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(taken.starts_with(b"[\"somebody\"") && taken.ends_with(b"]"), "{}", String::from_utf8_lossy(&taken));
+    for mut body in stalled {
+        let frame = async {
+            while body.frame().await.transpose()?.is_some() {}
+            Ok::<_, hyper::Error>(())
+        };
+        let cut_off = tokio::time::timeout(Duration::from_secs(2), frame).await.unwrap();
+        assert!(cut_off.is_err(), "the answer went on");
+    }
+    let answer = sender.send_request(get(&server, "/api/who/a")).await.unwrap();
+    assert!(answer.collect().await.unwrap().to_bytes().starts_with(b"[\"a\""), "the connection goes on");
+    let text = server.metrics.encode();
+    assert!(text.contains("reason=\"stalled\"} 2"), "{text}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_and_a_new_certificate() {
     service::tls::install_provider();

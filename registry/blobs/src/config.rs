@@ -50,10 +50,13 @@ pub struct S3Config {
     pub path_style: bool,
     /// Plain HTTP is allowed. Payloads are then signed, which costs a second SHA-256 of everything.
     pub allow_http: bool,
-    /// Length of the parts of an upload; 10,000 of them are the longest blob. Each upload holds up to three in memory.
+    /// Length of the parts of an upload; 10,000 of them are the longest blob.
     pub part_size: ByteSize,
     /// Parts on their way to the storage at a time, of all uploads together.
     pub parts_in_flight: usize,
+    /// Memory for what all uploads together hold of their parts: those on their way, and what does not fill one yet. Uploads for which
+    /// there is no room put that into the bucket until it does.
+    pub upload_memory: ByteSize,
     /// Ends of uploads that this process keeps in memory, so that it need not read them back; together.
     pub tail_cache: ByteSize,
     /// Clients that fetch a blob are sent to the storage itself, with a signed URL.
@@ -78,6 +81,7 @@ const PART_SIZE_MIN: ByteSize = ByteSize::mib(5);
 /// More would be held in memory per upload than anybody wants.
 const PART_SIZE_MAX: ByteSize = ByteSize::gib(1);
 const IN_FLIGHT_MAX: usize = 1024;
+const UPLOAD_MEMORY_MAX: ByteSize = ByteSize::gib(1024);
 const TIME_MIN: Duration = Duration::from_millis(100);
 const TIME_MAX: Duration = Duration::from_secs(3600);
 
@@ -100,6 +104,7 @@ impl Default for S3Config {
             allow_http: false,
             part_size: ByteSize::mib(8),
             parts_in_flight: 8,
+            upload_memory: ByteSize::mib(128),
             tail_cache: ByteSize::mib(64),
             redirect: false,
             redirect_endpoint: None,
@@ -164,6 +169,12 @@ impl Validate for S3Config {
             "parts_in_flight",
             format!("1 to {IN_FLIGHT_MAX} are allowed"),
         );
+        let parts = self.parts_on_their_way();
+        problems.check(
+            (parts..=UPLOAD_MEMORY_MAX).contains(&self.upload_memory),
+            "upload_memory",
+            format!("{parts} (parts_in_flight times part_size) to {UPLOAD_MEMORY_MAX} are allowed"),
+        );
         for (name, value) in [
             ("connect_timeout", self.connect_timeout),
             ("request_timeout", self.request_timeout),
@@ -171,6 +182,18 @@ impl Validate for S3Config {
         ] {
             problems.check((TIME_MIN..=TIME_MAX).contains(&value), name, "100ms to 1h are allowed");
         }
+    }
+}
+
+impl S3Config {
+    /// What the parts on their way take of the memory.
+    pub(crate) fn parts_on_their_way(&self) -> ByteSize {
+        ByteSize::bytes(self.part_size.as_u64().saturating_mul(self.parts_in_flight as u64))
+    }
+
+    /// What is left of the memory for what does not fill a part yet.
+    pub(crate) fn memory_for_tails(&self) -> ByteSize {
+        ByteSize::bytes(self.upload_memory.as_u64().saturating_sub(self.parts_on_their_way().as_u64()))
     }
 }
 
@@ -218,6 +241,10 @@ retry_deadline = "1m"
         assert_eq!(paths("kind = \"s3\""), ["s3"]);
         assert_eq!(paths("kind = \"nfs\""), ["kind"]);
         assert_eq!(paths("unknown = 1"), ["unknown"]);
+        let s3 = "kind = \"s3\"\n[s3]\nbucket = \"b\"\nparts_in_flight = 4\nupload_memory = ";
+        assert_eq!(paths(&format!("{s3}\"31MiB\"")), ["s3.upload_memory"]);
+        let least = load(&format!("{s3}\"32MiB\"")).unwrap();
+        assert_eq!(least.s3.unwrap().memory_for_tails(), ByteSize::bytes(0));
         let s3 = r#"kind = "s3"
 [s3]
 endpoint = "http://x"

@@ -8,7 +8,7 @@ use blobs::{FinishError, S3Config, Store, StoreConfig, StoreError, StoredBlob};
 use harness::S3Kind;
 use http::Method;
 use proto::Kind as ErrorKind;
-use service::config::Redacted;
+use service::config::{ByteSize, Redacted};
 
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::{
@@ -79,6 +79,69 @@ async fn clients_are_sent_to_the_storage(place: &Place) -> Result<()> {
     let url = blobs::open(&elsewhere).await?.presign(&blob, &Method::GET, Duration::from_secs(60)).await?;
     ensure!(url.is_some_and(|url| url.host_str() == Some("s3.example.com") && url.scheme() == "https"), "wrong host");
     Ok(())
+}
+
+#[test]
+fn what_there_is_no_memory_for_lies_in_the_bucket_minio() {
+    run(KIND, what_there_is_no_memory_for_lies_in_the_bucket);
+}
+
+#[test]
+fn what_there_is_no_memory_for_lies_in_the_bucket_versitygw() {
+    run(Kind::S3(S3Kind::Versitygw), what_there_is_no_memory_for_lies_in_the_bucket);
+}
+
+async fn what_there_is_no_memory_for_lies_in_the_bucket(place: &Place) -> Result<()> {
+    let with_memory = |bytes: usize| {
+        changed(place, |s3| {
+            s3.parts_in_flight = 1;
+            s3.upload_memory = ByteSize::bytes((PART + bytes) as u64);
+            // Or it would be read back from there.
+            s3.tail_cache = ByteSize::bytes(0);
+        })
+    };
+    let in_bucket = async |store: &Store| anyhow::Ok(!store.list_uploads().await?.entries.is_empty());
+    // One whose client stalls has all there is.
+    let store = blobs::open(&with_memory(4 * MIB)).await?;
+    let mut stalled = begin(&store, fresh_id()).await?;
+    feed(&mut stalled, &content(20, 4 * MIB)).await?;
+    ensure!(!in_bucket(&store).await?, "there is room for one");
+    let mut other = begin(&store, fresh_id()).await?;
+    feed(&mut other, &content(21, 4 * MIB)).await?;
+    ensure!(in_bucket(&store).await?, "there is no room for two");
+    drop((stalled, other));
+    expect_empty(&store).await?;
+
+    // At once, of every length, with and without checkpoints; nobody waits for anybody.
+    let store = blobs::open(&with_memory(0)).await?;
+    let push = async |seed: u64, size: usize, halfway: bool| -> Result<StoredBlob> {
+        let (id, bytes) = (fresh_id(), content(seed, size));
+        let mut receiver = begin(&store, id).await?;
+        let half = size / 2;
+        feed(&mut receiver, &bytes.slice(..half)).await?;
+        if halfway {
+            let row = checkpoint(&mut receiver).await?;
+            // What comes after it is lost, in memory or not.
+            feed(&mut receiver, &content(seed + 1000, 2 * MIB)).await?;
+            drop(receiver);
+            receiver = resume(&store, id, &row).await?;
+        }
+        feed(&mut receiver, &bytes.slice(half..)).await?;
+        let digest = sha256(&bytes);
+        let finished = receiver.finish(&digest).await?;
+        ensure!(finished.bytes_rehashed == 0, "{finished:?}");
+        let blob = StoredBlob { key: id, digest, size: size as u64 };
+        ensure!(read(&store, &blob, None).await? == bytes, "{size}, {halfway}: the content is another");
+        Ok(blob)
+    };
+    let sizes = [100, 3 * MIB, PART, PART + 1, 2 * PART + MIB, 3 * PART];
+    let pushes =
+        sizes.into_iter().zip(22..).flat_map(|(size, seed)| [push(seed, size, false), push(seed + 50, size, true)]);
+    let blobs = futures_util::future::try_join_all(pushes).await?;
+    ensure!(place.open_multiparts()? == 0, "a multipart upload is left");
+    let entries: Vec<_> = blobs.into_iter().map(blobs::StoreEntry::Blob).collect();
+    ensure!(store.remove(&entries).await.iter().all(|(_, freed)| freed.is_ok()), "a blob is not there");
+    expect_empty(&store).await
 }
 
 #[test]

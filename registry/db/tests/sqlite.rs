@@ -34,6 +34,30 @@ fn one_process_owns_the_file() {
     });
 }
 
+/// By whatever name: a link to the file, or to a folder on the way, before the file is there and after.
+#[test]
+fn a_link_is_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("sub")).unwrap();
+    std::os::unix::fs::symlink("sub", folder.path().join("folder")).unwrap();
+    std::os::unix::fs::symlink("folder/registry.db", folder.path().join("link.db")).unwrap();
+    let named = |name: &str| {
+        let url = format!("sqlite://{}", folder.path().join(name).display());
+        DbConfig { url: Redacted::new(url), ..DbConfig::default() }
+    };
+    let names = ["link.db", "sub/registry.db", "folder/registry.db"];
+    runtime().block_on(async {
+        for name in names {
+            let db = Db::connect(&named(name)).await.unwrap();
+            for other in names {
+                let error = Db::connect(&named(other)).await.unwrap_err();
+                assert!(matches!(error, DbError::InUse(_)), "{name}, {other}: {error:?}");
+            }
+            db.close().await;
+        }
+    });
+}
+
 #[test]
 fn others_may_look_while_it_is_owned() {
     let folder = tempfile::tempdir().unwrap();

@@ -13,6 +13,8 @@ use oci::RepositoryName;
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
 
+use crate::active::PerClient;
+use crate::client::Client;
 use crate::config::AuthConfig;
 pub(crate) use htpasswd::{Htpasswd, HtpasswdError};
 
@@ -45,7 +47,7 @@ pub(crate) enum Action {
 pub(crate) enum Refusal {
     /// Say who you are; the value of `WWW-Authenticate`.
     Challenge(String),
-    /// Too many passwords are being checked at the moment.
+    /// Too many passwords are being checked at the moment, in all or of this client.
     Busy,
 }
 
@@ -55,6 +57,8 @@ const REMEMBERED_MAX: u64 = 10_000;
 /// bcrypt takes a processor for a tenth of a second, so that guessing must not take all of them.
 const CHECKS_AT_A_TIME: usize = 2;
 const CHECK_WAIT: Duration = Duration::from_secs(10);
+/// Different names and passwords of one client that wait or are being checked: so many are before another client's, not more.
+const CHECKS_PER_CLIENT: u32 = 4;
 /// A header longer than that is no name and password.
 const AUTHORIZATION_BYTES_MAX: usize = 4096;
 
@@ -66,6 +70,7 @@ pub(crate) struct Access {
     /// Headers whose password was right, by their text and the file's edition.
     known: future::Cache<(u64, Box<[u8]>), Arc<str>>,
     checks: Semaphore,
+    waiting: PerClient,
 }
 
 impl Access {
@@ -77,6 +82,7 @@ impl Access {
             people: people.map(|people| RwLock::new(Arc::new(people))),
             known: future::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(REMEMBERED_FOR).build(),
             checks: Semaphore::new(CHECKS_AT_A_TIME),
+            waiting: PerClient::default(),
         })
     }
 
@@ -90,7 +96,7 @@ impl Access {
     }
 
     /// Who sent this request.
-    pub(crate) async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Refusal> {
+    pub(crate) async fn caller(&self, headers: &HeaderMap, client: Option<Client>) -> Result<Caller, Refusal> {
         let Some(people) = self.people.as_ref().map(|people| Arc::clone(&people.read())) else {
             return Ok(Caller::Anonymous);
         };
@@ -107,16 +113,26 @@ impl Access {
         let Some((name, password)) = basic(value) else {
             return Err(self.challenge());
         };
+        // What many requests say at once, as those of a pull do, is checked once.
+        let checked = self.known.try_get_with(key, self.check(people, name, password, client)).await;
+        checked.map(Caller::Named).map_err(|refusal| Refusal::clone(&refusal))
+    }
+
+    /// The name, if this is its password.
+    async fn check(
+        &self,
+        people: Arc<Htpasswd>,
+        name: String,
+        password: String,
+        client: Option<Client>,
+    ) -> Result<Arc<str>, Refusal> {
+        let _counted = self.waiting.enter(client, CHECKS_PER_CLIENT).ok_or(Refusal::Busy)?;
         let Ok(Ok(_permit)) = tokio::time::timeout(CHECK_WAIT, self.checks.acquire()).await else {
             return Err(Refusal::Busy);
         };
         let checked = tokio::task::spawn_blocking(move || people.check(&name, &password).then_some(name)).await;
         match checked {
-            Ok(Some(name)) => {
-                let name: Arc<str> = name.into();
-                self.known.insert(key, Arc::clone(&name)).await;
-                Ok(Caller::Named(name))
-            }
+            Ok(Some(name)) => Ok(name.into()),
             _ => Err(self.challenge()),
         }
     }
@@ -164,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn without_a_file_everybody_is_let_in() {
         let access = Access::new(&AuthConfig::default()).unwrap();
-        assert_eq!(access.caller(&HeaderMap::new()).await, Ok(Caller::Anonymous));
+        assert_eq!(access.caller(&HeaderMap::new(), None).await, Ok(Caller::Anonymous));
     }
 
     #[tokio::test]
@@ -179,18 +195,59 @@ mod tests {
         let access = Access::new(&config).unwrap();
         let refused = Err(Refusal::Challenge("Basic realm=\"here\"".to_owned()));
         let ann = Ok(Caller::Named("ann".into()));
-        assert_eq!(access.caller(&HeaderMap::new()).await, refused);
-        assert_eq!(access.caller(&headers("ann", "wrong")).await, refused);
-        assert_eq!(access.caller(&headers("bob", "secret")).await, refused);
+        assert_eq!(access.caller(&HeaderMap::new(), None).await, refused);
+        assert_eq!(access.caller(&headers("ann", "wrong"), None).await, refused);
+        assert_eq!(access.caller(&headers("bob", "secret"), None).await, refused);
         for _ in 0..2 {
-            assert_eq!(access.caller(&headers("ann", "secret")).await, ann);
+            assert_eq!(access.caller(&headers("ann", "secret"), None).await, ann);
         }
         write("other");
         access.reload().unwrap();
-        assert_eq!(access.caller(&headers("ann", "secret")).await, refused);
-        assert_eq!(access.caller(&headers("ann", "other")).await, ann);
+        assert_eq!(access.caller(&headers("ann", "secret"), None).await, refused);
+        assert_eq!(access.caller(&headers("ann", "other"), None).await, ann);
         std::fs::write(&path, "ann:{SHA}abc\n").unwrap();
         access.reload().unwrap_err();
-        assert_eq!(access.caller(&headers("ann", "other")).await, ann);
+        assert_eq!(access.caller(&headers("ann", "other"), None).await, ann);
+    }
+
+    fn client(address: [u8; 4]) -> Option<Client> {
+        let address = std::net::SocketAddr::from((address, 1));
+        Client::of(Some(service::http::Peer::Tcp { address }), &HeaderMap::new(), &[])
+    }
+
+    #[tokio::test]
+    async fn guesses_of_one_client_are_not_before_all_others() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("ann:{}\n", bcrypt::hash("secret", 4).unwrap())).unwrap();
+        let config = AuthConfig { htpasswd: Some(file.path().to_owned()), ..AuthConfig::default() };
+        let access = Arc::new(Access::new(&config).unwrap());
+        let ann = Ok(Caller::Named("ann".into()));
+        let ask = |password: &str, from: [u8; 4]| {
+            let (access, headers) = (Arc::clone(&access), headers("ann", password));
+            tokio::spawn(async move { access.caller(&headers, client(from)).await })
+        };
+        // As if these were being checked.
+        let all = access.checks.acquire_many(u32::try_from(CHECKS_AT_A_TIME).unwrap()).await.unwrap();
+        let (guesser, honest) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        let mut guesses: Vec<_> = (0..50).map(|number| ask(&format!("guess {number}"), guesser)).collect();
+        // One that many requests make at once is one.
+        let logins: Vec<_> = (0..50).map(|_| ask("secret", honest)).collect();
+        while access.waiting.enter(client(guesser), CHECKS_PER_CLIENT).is_some() {
+            tokio::task::yield_now().await;
+        }
+        let refused = guesses.split_off(usize::try_from(CHECKS_PER_CLIENT).unwrap());
+        for guess in refused {
+            assert_eq!(guess.await.unwrap(), Err(Refusal::Busy), "at once");
+        }
+        drop(all);
+        for login in logins {
+            assert_eq!(login.await.unwrap(), ann);
+        }
+        for guess in guesses {
+            assert!(matches!(guess.await.unwrap(), Err(Refusal::Challenge(_))));
+        }
+        // Who is known waits for nobody.
+        let _all = access.checks.acquire_many(u32::try_from(CHECKS_AT_A_TIME).unwrap()).await.unwrap();
+        assert_eq!(access.caller(&headers("ann", "secret"), client(guesser)).await, ann);
     }
 }

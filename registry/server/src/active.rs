@@ -1,4 +1,4 @@
-//! Uploads that are being sent right now, counted for each client.
+//! What is going on right now, counted for each client.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,26 +11,39 @@ use crate::client::Client;
 use crate::config::UploadConfig;
 use crate::http::Failure;
 
-/// Counts them.
+/// Counts things of one sort.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ActiveUploads(Arc<Mutex<HashMap<Client, u32>>>);
+pub(crate) struct PerClient(Arc<Mutex<HashMap<Client, u32>>>);
 
-/// One upload that is being sent; it counts until it is dropped.
+/// Counts uploads that are being sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ActiveUploads(PerClient);
+
+/// One of what is counted, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Active(Option<(ActiveUploads, Client)>);
+pub(crate) struct Active(Option<(PerClient, Client)>);
+
+impl PerClient {
+    /// One more of this client, if it has fewer than `max`.
+    pub(crate) fn enter(&self, client: Option<Client>, max: u32) -> Option<Active> {
+        let Some(client) = client else { return Some(Active(None)) };
+        let mut counts = self.0.lock();
+        let count = counts.get(&client).copied().unwrap_or(0);
+        if count >= max {
+            return None;
+        }
+        counts.insert(client, count + 1);
+        Some(Active(Some((self.clone(), client))))
+    }
+}
 
 impl ActiveUploads {
     /// One more of this client.
     pub(crate) fn enter(&self, client: Option<Client>, config: &UploadConfig) -> Result<Active, Failure> {
-        let Some(client) = client else { return Ok(Active(None)) };
-        let mut counts = self.0.lock();
-        let count = counts.entry(client).or_insert(0);
-        if *count >= config.max_active_per_client {
+        self.0.enter(client, config.max_active_per_client).ok_or_else(|| {
             let message = "this client sends too many uploads at a time";
-            return Err(Failure::later(429, ErrorCode::TooManyRequests, message, Duration::from_secs(1)));
-        }
-        *count += 1;
-        Ok(Active(Some((self.clone(), client))))
+            Failure::later(429, ErrorCode::TooManyRequests, message, Duration::from_secs(1))
+        })
     }
 }
 

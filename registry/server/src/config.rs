@@ -15,6 +15,8 @@ use service::runtime::RuntimeConfig;
 use service::tls::TlsConfig;
 use url::Url;
 
+use crate::access::Htpasswd;
+
 /// `registry.toml`; the fields are described in `docs/config/registry.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -250,6 +252,15 @@ impl service::Config for Config {
         include_str!("../../../docs/config/registry.toml").to_owned()
     }
 
+    fn check_files(&self, problems: &mut Problems) {
+        if let Some(tls) = &self.tls {
+            tls.check_files("tls", problems);
+        }
+        if let Some(Err(error)) = self.auth.htpasswd.as_deref().map(Htpasswd::read) {
+            problems.failed("auth.htpasswd", &error);
+        }
+    }
+
     fn log(&self) -> &LogConfig {
         &self.log
     }
@@ -445,6 +456,26 @@ mod tests {
         load(&format!("[manifests]\nmax_tags = {TAGS_MAX}")).unwrap();
         let error = load(&format!("[manifests]\nmax_tags = {}", TAGS_MAX + 1)).unwrap_err();
         assert_eq!(error.problems()[0].path.to_string(), "manifests.max_tags");
+    }
+
+    #[test]
+    fn files_that_are_named_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, people) = (folder.path().join("c.toml"), folder.path().join("people"));
+        let check = |text: String| {
+            std::fs::write(&file, text).unwrap();
+            service::config::check::<Config>(Some(&file), "X")
+        };
+        let auth = format!("[auth]\nhtpasswd = \"{}\"\n", people.display());
+        let tls = "[tls]\ncert = \"/nowhere/cert.pem\"\nkey = \"/nowhere/key.pem\"\n";
+        let error = check(format!("{auth}{tls}")).unwrap_err();
+        let paths: Vec<_> = error.problems().iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, ["auth.htpasswd", "tls"]);
+        assert!(error.to_string().contains("cert.pem: ") && error.to_string().contains("c.toml:2:"), "{error}");
+        std::fs::write(&people, "ann:secret\n").unwrap();
+        assert!(check(auth.clone()).unwrap_err().to_string().contains("people:1: expected name:hash"));
+        std::fs::write(&people, "").unwrap();
+        check(auth).unwrap();
     }
 
     #[test]

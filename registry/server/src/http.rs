@@ -82,10 +82,10 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Logged>
         _ if !has_host(&parts) => ("none", Err(no_host())),
         Ok(route) => {
             let operation = operation(&parts.method, &route);
-            match app.access.caller(&parts.headers).await {
+            let client = Client::of(peer, &parts.headers, &app.config.trusted_proxies);
+            match app.access.caller(&parts.headers, client).await {
                 Ok(named) => {
                     caller = Some(named.clone());
-                    let client = Client::of(peer, &parts.headers, &app.config.trusted_proxies);
                     let call = Call { parts, peer, client, caller: named };
                     (operation, answer(app, call, route, incoming).await)
                 }

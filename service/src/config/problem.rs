@@ -79,6 +79,12 @@ impl Problems {
         }
     }
 
+    /// Notes an error with its reasons.
+    pub fn failed(&mut self, name: &str, error: &dyn std::error::Error) {
+        let chain = std::iter::successors(Some(error), |error| error.source());
+        self.push(name, chain.map(ToString::to_string).collect::<Vec<_>>().join(": "));
+    }
+
     /// What was found: paths and messages.
     #[must_use]
     pub fn into_vec(self) -> Vec<(String, String)> {

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::sendfile::SendFile;
 use super::server::ListenerMetrics;
+use super::stall::{Counted, Piece, Streams, Taking};
 use super::{HttpLimits, Peer};
 
 /// Pings find a dead HTTP/2 client while its requests run.
@@ -134,9 +135,9 @@ where
 {
     let activity = Arc::new(Activity::new());
     let sendfile = tcp(&stream).is_some().then(SendFile::default);
+    let builder = builder(limits, metrics.clone());
     let tracked = Tracked { service, peer, activity: Arc::clone(&activity), metrics, sendfile: sendfile.clone() };
     let io = TokioIo::new(Watched { stream, tcp, sendfile, activity: Arc::clone(&activity), _hold: hold });
-    let builder = builder(limits);
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, tracked));
     let mut closing = false;
     loop {
@@ -163,8 +164,8 @@ where
     }
 }
 
-fn builder(limits: &HttpLimits) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(limits: &HttpLimits, metrics: Option<ListenerMetrics>) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams::new(limits.stall_timeout, metrics));
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -320,16 +321,19 @@ type Answer<B, E> = Pin<Box<dyn Future<Output = Result<Response<Held<B>>, E>> + 
 
 /// A body; the request runs as long as it is there.
 struct Held<B> {
-    body: Pin<Box<B>>,
+    body: Counted<B>,
     _running: Running,
 }
 
 impl<B: Body> Body for Held<B> {
-    type Data = B::Data;
+    type Data = Piece<B::Data>;
     type Error = B::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.body.as_mut().poll_frame(cx)
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Piece<B::Data>>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -352,10 +356,11 @@ where
     type Future = Answer<B, S::Error>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let running = self.activity.begin(request.version());
+        let version = request.version();
+        let running = self.activity.begin(version);
         request.extensions_mut().insert(self.peer);
         // HTTP/2 cuts bodies into frames, which a file's bytes cannot be in without being read.
-        if let Some(sendfile) = self.sendfile.as_ref().filter(|_| request.version() < Version::HTTP_2) {
+        if let Some(sendfile) = self.sendfile.as_ref().filter(|_| version < Version::HTTP_2) {
             request.extensions_mut().insert(sendfile.clone());
         }
         let answer = self.service.call(request);
@@ -365,7 +370,8 @@ where
             if let Some(metrics) = metrics {
                 metrics.answered(response.status().as_u16());
             }
-            Ok(response.map(|body| Held { body: Box::pin(body), _running: running }))
+            let taking = if version == Version::HTTP_2 { Taking::current() } else { None };
+            Ok(response.map(|body| Held { body: Counted::new(body, taking), _running: running }))
         })
     }
 }

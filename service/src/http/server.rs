@@ -111,7 +111,7 @@ impl HttpMetrics {
         metrics.register("http", |registry| {
             registry.register("connections", "Open connections", new.connections.clone());
             registry.register("accepted", "Connections accepted", new.accepted.clone());
-            registry.register("refused", "Connections cut off, by reason", new.ended.clone());
+            registry.register("refused", "Connections and HTTP/2 streams cut off, by reason", new.ended.clone());
             registry.register("requests", "Answers begun, by status", new.requests.clone());
         });
         new
@@ -136,7 +136,7 @@ impl ListenerMetrics {
         self.all.requests.get_or_create(&labels).inc();
     }
 
-    fn cut_off(&self, reason: &str) {
+    pub(super) fn cut_off(&self, reason: &str) {
         let mut labels = self.labels();
         labels.push(("reason", reason.to_owned()));
         self.all.ended.get_or_create(&labels).inc();

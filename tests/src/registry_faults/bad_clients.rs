@@ -1,17 +1,18 @@
 //! Clients that stall, go away, or send more or less than they said.
 
 use std::{
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use harness::Run;
+use harness::{Proc, Run, S3Kind};
 
 use super::{
     content::{Blob, IMAGE, Manifest},
     http::{Client, Connection},
-    site::Site,
+    site::{Database, Servers, Site, Storage},
 };
 use crate::{
     faults_data::probe::wait_until,
@@ -29,6 +30,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         anywhere("registry clients: one that stalls is cut off, and what came stays", stalls),
         anywhere("registry clients: one that goes away leaves nothing behind, and may come back", goes_away),
+        anywhere("registry clients: many push at once to object storage: memory is bounded", memory),
         anywhere("registry clients: more or less bytes than announced: refused, the upload goes on", wrong_lengths),
     ]
 }
@@ -95,6 +97,43 @@ fn stalls(run: &Run) -> CaseResult {
     let whole = connection.response_within(CUT_OFF, false);
     ensure!(whole.is_err(), "a client that took nothing for seconds gets all in the end");
     site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+/// The memory of a registry whose uploads all have to hold something.
+fn memory(run: &Run) -> CaseResult {
+    const CLIENTS: u64 = 60;
+    // What is in use stays under 300; the rest is what the C library keeps of what was freed.
+    const MOST_MB: u64 = 500;
+    let servers = Servers::start(run, Database::Sqlite, Storage::S3(S3Kind::Minio))?;
+    let config = servers.config("", "", "");
+    let mut site = Site::start(run, servers, 1, &config)?;
+    let addr = site.registries[0].addr();
+    let process: &Proc = site.registries[0].process();
+    let done = AtomicBool::new(false);
+    let most = thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = 0;
+            while !done.load(Ordering::Relaxed) {
+                most = most.max(process.memory()?.private_bytes);
+                thread::sleep(Duration::from_millis(5));
+            }
+            anyhow::Ok(most / 1_000_000)
+        });
+        let push = |seed| {
+            let mut client = Client::new(addr);
+            move || client.push("a/b", &Blob::random(24 * MIB, 630 + seed))
+        };
+        let pushes: Vec<_> = (0..CLIENTS).map(|seed| scope.spawn(push(seed))).collect();
+        let pushed = pushes.into_iter().try_for_each(|push| push.join().expect("a push does not panic"));
+        done.store(true, Ordering::Relaxed);
+        let most = watch.join().expect("the watch does not panic");
+        pushed.and(most)
+    })?;
+    println!("    {most} MB at most");
+    ensure!(most < MOST_MB, "{most} MB for {CLIENTS} uploads at a time");
+    site.wait_no_uploads()?;
+    site.fsck(&[])?.is_clean()?;
     Ok(Outcome::Passed)
 }
 

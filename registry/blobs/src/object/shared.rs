@@ -35,9 +35,15 @@ pub(super) struct Shared {
     pub(super) part_size: u64,
     /// One for each part on its way: parts are held in memory until they have arrived.
     permits: Arc<Semaphore>,
+    /// One for each byte that uploads may hold of what does not fill a part yet.
+    memory: Arc<Semaphore>,
     cache: SegmentCache,
     place: String,
 }
+
+/// One whole part may be in memory.
+#[derive(Debug)]
+pub(super) struct PartPermit(#[expect(dead_code, reason = "given back when it is dropped")] OwnedSemaphorePermit);
 
 /// A note holds the id of a multipart upload. Longer ones are not read.
 const NOTE_BYTES_MAX: u64 = 8 * 1024;
@@ -50,6 +56,7 @@ impl Shared {
             keys: Keys::new(&config.prefix),
             part_size: config.part_size.as_u64(),
             permits: Arc::new(Semaphore::new(config.parts_in_flight)),
+            memory: Arc::new(Semaphore::new(config.memory_for_tails().as_usize().min(Semaphore::MAX_PERMITS))),
             cache: SegmentCache::new(config.tail_cache.as_usize()),
             place: format!("{}/{}", config.bucket, config.prefix),
         })
@@ -203,9 +210,15 @@ impl Shared {
         note.map(|()| multipart)
     }
 
-    /// Waits until one more part may be on its way.
-    pub(super) async fn permit(&self) -> Result<OwnedSemaphorePermit, StoreError> {
-        Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Interrupted)
+    /// Waits until one more part may be in memory. Whoever has this waits for the storage alone, never for a client.
+    pub(super) async fn permit(&self) -> Result<PartPermit, StoreError> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        permit.map(PartPermit).map_err(|_| StoreError::Interrupted)
+    }
+
+    /// Room for so many bytes that do not fill a part yet. Nobody waits for it: a client that stalls may have it for long.
+    pub(super) fn room(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.memory).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
     }
 
     /// Sends a part and returns its tag.
@@ -284,10 +297,21 @@ impl Shared {
 
     // === segments ===
 
-    pub(super) async fn put_segment(&self, id: UploadId, segment: &Segment, content: Bytes) -> Result<(), StoreError> {
+    pub(super) async fn put_segment(
+        &self,
+        id: UploadId,
+        segment: &Segment,
+        content: PutPayload,
+        keep: bool,
+    ) -> Result<(), StoreError> {
         let key = self.keys.segment(id, segment);
-        self.put(&key, content.clone().into()).await?;
-        self.cache.put(key, content);
+        self.put(&key, content.clone()).await?;
+        if keep {
+            // A copy: the pieces may be small parts of larger ones, which would be kept with them.
+            let mut copy = Vec::with_capacity(content.content_length());
+            content.iter().for_each(|piece| copy.extend_from_slice(piece));
+            self.cache.put(key, copy.into());
+        }
         Ok(())
     }
 

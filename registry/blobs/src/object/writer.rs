@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use oci::upload::UploadId;
 use proto::Digest;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 
 use super::Shared;
@@ -72,14 +73,14 @@ impl ObjectWriter {
     }
 
     /// A full tail is kept until more comes: if nothing does, it is the last part, or the whole blob.
-    async fn append(&mut self, mut bytes: Bytes) -> Result<(), StoreError> {
+    async fn append(&mut self, mut bytes: Bytes, mut room: Option<OwnedSemaphorePermit>) -> Result<(), StoreError> {
         while !bytes.is_empty() {
             if self.tail.length() == self.part_size {
                 self.send_part().await?;
             }
-            let room = self.part_size - self.tail.length();
-            let taken = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
-            self.tail.push(bytes.split_to(taken));
+            let left = self.part_size - self.tail.length();
+            let taken = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+            self.tail.push(bytes.split_to(taken), room.as_mut().and_then(|room| room.split(taken)));
         }
         Ok(())
     }
@@ -90,7 +91,6 @@ impl ObjectWriter {
         if index >= PARTS_MAX {
             return Err(StoreError::TooLarge { max: self.part_size * PARTS_MAX as u64 });
         }
-        self.tail.read(&self.shared, self.id).await?;
         let multipart = match &self.multipart {
             Some(multipart) => multipart.clone(),
             None => {
@@ -102,13 +102,19 @@ impl ObjectWriter {
             self.part_arrived().await?;
         }
         let permit = self.shared.permit().await?;
+        self.tail.read(&self.shared, self.id, &permit).await?;
         let (shared, id, payload) = (Arc::clone(&self.shared), self.id, self.tail.payload());
         self.parts.push(None);
-        self.covered.append(&mut self.tail.advance());
+        let mut superfluous = self.tail.advance();
+        self.covered.append(&mut superfluous.known);
         self.in_flight.spawn(async move {
-            let tag = shared.put_part(id, &multipart, index, payload).await?;
+            let tag = shared.put_part(id, &multipart, index, payload).await;
             drop(permit);
-            Ok((index, tag))
+            // If the part did not arrive the upload breaks, and goes on from a checkpoint, which knows nothing of these.
+            if !superfluous.unknown.is_empty() {
+                shared.remove_segments(id, superfluous.unknown).await;
+            }
+            Ok((index, tag?))
         });
         Ok(())
     }
@@ -132,11 +138,14 @@ impl ObjectWriter {
     /// Makes the object.
     async fn complete(&mut self, blob: &StoredBlob, last: Bytes) -> Result<(), StoreError> {
         let Some(multipart) = self.multipart.clone() else {
-            self.tail.read(&self.shared, self.id).await?;
-            self.tail.push(last);
+            let permit = if self.tail.is_unread() { Some(self.shared.permit().await?) } else { None };
+            if let Some(permit) = &permit {
+                self.tail.read(&self.shared, self.id, permit).await?;
+            }
+            self.tail.push(last, None);
             return self.shared.put_content(blob, self.tail.payload()).await;
         };
-        self.append(last).await?;
+        self.append(last, None).await?;
         let completed = async {
             if self.tail.length() > 0 {
                 self.send_part().await?;
@@ -166,8 +175,14 @@ impl BlobWriter for ObjectWriter {
         if bytes.is_empty() {
             return Ok(hash);
         }
-        let (hash, copy) = hash_and_copy(bytes, hash).await?;
-        self.append(copy).await?;
+        let room = self.shared.room(bytes.len());
+        let kept = self.tail.in_memory() + bytes.len() as u64;
+        let spills = room.is_none() && kept >= Tail::kept_at_least(self.part_size);
+        let (hash, bytes) = if spills { hash_last(bytes, hash).await? } else { hash_and_copy(bytes, hash).await? };
+        self.append(bytes, room).await?;
+        if spills {
+            self.tail.spill(&self.shared, self.id).await?;
+        }
         Ok(hash)
     }
 
@@ -178,7 +193,10 @@ impl BlobWriter for ObjectWriter {
         }
         let parts = self.tags().await?;
         let mut superfluous = self.tail.save(&self.shared, self.id).await?;
-        self.covered.append(&mut superfluous);
+        self.covered.append(&mut superfluous.known);
+        if !superfluous.unknown.is_empty() {
+            self.shared.remove_segments(self.id, superfluous.unknown).await;
+        }
         self.shared.remove_segments(self.id, mem::take(&mut self.obsolete)).await;
         self.checkpointed = true;
         let state = ObjectState {
@@ -225,7 +243,7 @@ impl BlobWriter for ObjectWriter {
             return Err(FinishError::Mismatch { computed });
         }
         self.shared.put_name(&blob).await?;
-        if self.checkpointed || self.multipart.is_some() {
+        if self.checkpointed || self.multipart.is_some() || !self.tail.segments().is_empty() {
             // The blob is there; what is left over is found by the inventory, if this fails.
             if let Err(error) = self.shared.discard(self.id, None).await {
                 tracing::warn!(%error, "cannot clean up after an upload");
@@ -233,6 +251,7 @@ impl BlobWriter for ObjectWriter {
         }
         // Nothing is left to clean up.
         self.multipart = None;
+        self.tail.advance();
         Ok(Finished { size, bytes_rehashed })
     }
 }

@@ -1,6 +1,7 @@
 //! SQLite: one file, one process, one connection that writes.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub(super) async fn open(path: &Path, config: &DbConfig) -> Result<Db, DbError> 
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         tokio::fs::create_dir_all(folder).await.map_err(|source| DbError::File { path: folder.to_owned(), source })?;
     }
-    let lock = lock_soon(path).await?;
+    let lock = lock_soon(&canonical(path).map_err(|source| DbError::File { path: path.to_owned(), source })?).await?;
     let options = options(path);
     let writer = options.clone().pragma("cache_size", WRITER_CACHE);
     let first: DatabaseConnection = PoolOptions::<sqlx::Sqlite>::new()
@@ -85,6 +86,23 @@ async fn reader(options: SqliteConnectOptions, config: &DbConfig) -> Result<Data
         .await
         .map_err(super::sqlx_error)?;
     Ok(pool.into())
+}
+
+/// The one name of a file that links may give others, as SQLite finds it. The file itself need not be there yet.
+fn canonical(path: &Path) -> io::Result<PathBuf> {
+    match std::fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder =
+                path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+            match (std::fs::read_link(path), path.file_name()) {
+                // It will be made where the link points. Links in a circle are another error.
+                (Ok(target), _) => canonical(&folder.join(target)),
+                (Err(_), Some(name)) => Ok(std::fs::canonicalize(folder)?.join(name)),
+                (Err(_), None) => Err(error),
+            }
+        }
+        result => result,
+    }
 }
 
 /// A predecessor that is just ending, or a process that was forked from it and has not begun its own program, lets go within this

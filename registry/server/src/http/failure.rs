@@ -120,6 +120,7 @@ fn inside(kind: Kind, error: &dyn std::error::Error, what: &str) -> Failure {
             format!("{what} cannot be reached at the moment"),
             RETRY_AFTER_DEFAULT,
         ),
+        Kind::NoSpace => Failure::with_status(507, ErrorCode::Unavailable, format!("{what} is full")),
         _ => Failure::new(ErrorCode::Unknown, format!("{what} failed")),
     }
 }
@@ -133,10 +134,6 @@ impl From<DbError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Full(_) => {
-                tracing::error!(%error, "the store is full");
-                Self::with_status(507, ErrorCode::Unavailable, "the store is full")
-            }
             StoreError::Busy => Self::later(
                 409,
                 ErrorCode::BlobUploadInvalid,
@@ -198,5 +195,18 @@ impl From<oci::page::InvalidPage> for Failure {
 impl From<oci::upload::Refused> for Failure {
     fn from(error: oci::upload::Refused) -> Self {
         Self::with_status(error.status(), error.code(), error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_whoever_has_it() {
+        let error = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let failure = inside(Kind::NoSpace, &error, "the database");
+        assert_eq!((failure.status.as_u16(), failure.code()), (507, "UNAVAILABLE"));
+        assert_eq!(failure.problems[0].message, "the database is full");
     }
 }
