@@ -71,9 +71,10 @@ pub(crate) async fn an_upload_is_a_blob_or_ended(ground: &Ground) {
         }
     })
     .await;
-    for (number, outcomes) in outcomes.lock().unwrap().iter() {
+    let outcomes = std::mem::take(&mut *outcomes.lock().unwrap());
+    for (number, outcomes) in outcomes {
         assert_eq!(outcomes.len() as u64, TASKS);
-        let is_blob = db.digests_of_keys(&[key(*number)]).await.unwrap().contains_key(&key(*number));
+        let is_blob = db.digests_of_keys(&[key(number)]).await.unwrap().contains_key(&key(number));
         assert!(outcomes.iter().all(|outcome| *outcome == is_blob), "{number}: {outcomes:?}");
     }
 }
