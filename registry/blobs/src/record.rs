@@ -247,15 +247,16 @@ mod tests {
     fn golden_records() {
         assert_eq!(
             manifest().encode(),
-            "{\"v\":1,\"repository\":\"team/app\",\"digest\":\"sha256:1826076daf0c1f0d2e31472f21772ca33ad3f5b27ff88c6c969dc48c3ef30ae2\",\
-             \"media_type\":\"application/vnd.oci.image.manifest.v1+json\",\"time_ms\":1700000000000}\n\
+            "{\"v\":2,\"repository\":\"team/app\",\"digest\":\"sha256:1826076daf0c1f0d2e31472f21772ca33ad3f5b27ff88c6c969dc48c3ef30ae2\",\
+             \"media_type\":\"application/vnd.oci.image.manifest.v1+json\",\"time_ms\":1700000000000,\
+             \"sum\":\"aec7b37a988691eabafa47a6baa70091\"}\n\
              {\n \"schemaVersion\": 2\n}\n"
         );
         assert_eq!(
             tag().encode(),
-            "{\"v\":1,\"repository\":\"team/app\",\"tag\":\"latest\",\
+            "{\"v\":2,\"repository\":\"team/app\",\"tag\":\"latest\",\
              \"digest\":\"sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad\",\
-             \"change\":17,\"time_ms\":1700000000000}\n"
+             \"change\":17,\"time_ms\":1700000000000,\"sum\":\"466066020c2f297d3e78dc172880cfde\"}\n"
         );
     }
 

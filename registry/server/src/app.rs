@@ -84,7 +84,7 @@ impl App {
     pub(crate) async fn open_to_read(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let db = Db::connect_to_read(&config.database).await.context("cannot open the database")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
-        tie::expect(&db, &store).await?;
+        tie::expect_to_read(&db, &store).await?;
         Self::with(config, db, store, metrics).await
     }
 

@@ -2,6 +2,7 @@
 
 use blobs::{ManifestRecord, RecordId, StoreEntry, StoreError, TagRecord, TagRecordName};
 use db::{ChangeId, ChangeKind, DbError, ManifestRow, RepositoryId, TagMove, TagRow};
+use futures_util::{StreamExt as _, stream};
 use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
 
 use crate::app::App;
@@ -102,6 +103,9 @@ pub(crate) async fn write_tags(
     Ok(())
 }
 
+/// Of the tags of one manifest.
+const WRITTEN_AT_A_TIME: usize = 16;
+
 /// What was deleted from the database and is to be forgotten by the store, too.
 pub(crate) struct Gone<'g> {
     pub(crate) repository: &'g RepositoryName,
@@ -119,8 +123,7 @@ pub(crate) struct Gone<'g> {
 /// # Errors
 /// When a rebuild might bring it back nevertheless. It goes on being tried.
 pub(crate) async fn forget(app: &App, gone: &Gone<'_>) -> Result<(), StoreError> {
-    let mut told = Ok(());
-    for (tag, change) in gone.tags {
+    let tell = async |(tag, change): &(TagName, ChangeId)| {
         let record = TagRecord {
             repository: gone.repository.clone(),
             tag: tag.clone(),
@@ -129,11 +132,10 @@ pub(crate) async fn forget(app: &App, gone: &Gone<'_>) -> Result<(), StoreError>
             change: change_number(*change),
             time_ms: app.now_ms().unsigned_abs(),
         };
-        if let Err(error) = app.store.put_tag_record(&record).await {
-            app.unsettled.tag(gone.repository, tag);
-            told = Err(error);
-        }
-    }
+        app.store.put_tag_record(&record).await.inspect_err(|_| app.unsettled.tag(gone.repository, tag))
+    };
+    let tell = stream::iter(gone.tags).map(tell).buffer_unordered(WRITTEN_AT_A_TIME);
+    let told = tell.fold(Ok(()), async |told, one| told.and(one)).await;
     let removed = app.remove_now(gone.entries).await;
     match (&told, &removed) {
         // Where there is no room for another record, the tag's own is gone instead.

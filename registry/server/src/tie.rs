@@ -103,6 +103,12 @@ pub(crate) async fn expect(db: &Db, store: &Store) -> anyhow::Result<()> {
     if Facts::of(db, store).await?.judge()? { tie(db, store).await } else { Ok(()) }
 }
 
+/// Fails unless they belong to each other; changes nothing.
+pub(crate) async fn expect_to_read(db: &Db, store: &Store) -> anyhow::Result<()> {
+    Facts::of(db, store).await?.judge()?;
+    Ok(())
+}
+
 /// Fails if a rebuild would bring together what does not belong together.
 pub(crate) async fn expect_for_rebuild(db: &Db, store: &Store) -> anyhow::Result<()> {
     Ok(Facts::of(db, store).await?.judge_rebuild()?)

@@ -31,7 +31,7 @@ pub(super) struct UploadFile {
 }
 
 /// A request that was just broken off may still be writing its last buffer; so often is the lock tried.
-const LOCK_TRIES: u32 = 20;
+const LOCK_TRIES: u32 = 80;
 const LOCK_PAUSE: Duration = Duration::from_millis(25);
 /// Fewer bytes are written sooner by one sync than by themselves; and small blobs stay in the page cache.
 const DIRECT_MIN: usize = 256 * 1024;
@@ -185,7 +185,7 @@ pub(super) async fn discard(layout: Arc<Layout>, id: UploadId) -> Result<(), Sto
     }
 }
 
-/// Runs a job that needs the lock, and tries again for half a second while another request has it.
+/// Runs a job that needs the lock, and tries again for two seconds while another request has it.
 pub(super) async fn unless_busy<T: Send + 'static, E>(
     job: impl Fn() -> Result<T, E> + Clone + Send + 'static,
 ) -> Result<T, E>
