@@ -198,6 +198,11 @@ pub(crate) async fn rewrite_tag(app: &App, row: &TagRow) -> anyhow::Result<()> {
     Ok(app.store.put_tag_record(&record).await?)
 }
 
+/// The name of a tag's record.
+pub(crate) fn tag_name(row: &TagRow) -> TagRecordName {
+    TagRecordName::new(&row.repository_name, &row.tag, change_number(row.change))
+}
+
 /// How the removal of a tag's record is written down.
 pub(crate) fn tag_entry(repository: &RepositoryName, tag: &TagName, change: ChangeId) -> String {
     StoreEntry::TagRecord(TagRecordName::new(repository, tag, change_number(change))).to_string()

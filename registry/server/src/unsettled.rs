@@ -1,5 +1,5 @@
-//! Records of tags about which there is something left to do, in this process's memory. What is lost with it, or does not fit, is found by
-//! the scrub.
+//! Records of tags about which there is something left to do, in this process's memory. What is lost with it is looked after when a process
+//! starts; the scrub finds records that higher ones have replaced, and tags that have only older ones; `fsck` finds all.
 
 use std::collections::HashSet;
 use std::mem;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use blobs::{RecordId, Shard, StoreEntry, StoreError, StoredBlob, TagRecordName};
+use blobs::{RecordId, Shard, StoreEntry, StoreError, StoredBlob};
 use db::{BlobId, BlobRow, ManifestId, ManifestRow, TagRow};
 use oci::upload::UploadId;
 use serde::Serialize;
@@ -146,7 +146,7 @@ pub(crate) async fn check(app: &App, args: &FsckArgs) -> anyhow::Result<Report> 
             manifests.entries.iter().filter_map(|r| whole(r.record.is_ok(), StoreEntry::ManifestRecord(r.name))),
         );
         records.extend(tags.entries.iter().filter_map(|r| whole(r.record.is_ok(), StoreEntry::TagRecord(r.name))));
-        orphans.extend(scrub::strays(app, shard, args.grace).await?);
+        orphans.extend(scrub::strays(app, shard, args.grace).await?.entries);
     }
     // What was removed on purpose and waits is no orphan.
     let texts: Vec<String> = orphans.iter().map(ToString::to_string).collect();
@@ -342,10 +342,9 @@ async fn lost_manifests(app: &App, rows: Vec<ManifestRow>) -> anyhow::Result<Vec
 
 /// Those whose record really is not there, nor a later one, and that are still where they were.
 async fn lost_tags(app: &App, rows: Vec<TagRow>) -> anyhow::Result<Vec<TagRow>> {
-    let name = |row: &TagRow| TagRecordName::new(&row.repository_name, &row.tag, row.change.0.unsigned_abs());
     let mut shards = HashMap::<Shard, Vec<TagRow>>::new();
     for row in rows {
-        shards.entry(name(&row).shard()).or_default().push(row);
+        shards.entry(records::tag_name(&row).shard()).or_default().push(row);
     }
     let mut lost = Vec::new();
     for (shard, rows) in shards {
@@ -355,7 +354,7 @@ async fn lost_tags(app: &App, rows: Vec<TagRow>) -> anyhow::Result<Vec<TagRow>> 
             *of = found.name.change().max(*of);
         }
         for row in rows {
-            let name = name(&row);
+            let name = records::tag_name(&row);
             let is_later = highest.get(&name.of()).is_some_and(|change| *change >= name.change());
             if !is_later && app.db.tag(row.repository, &row.tag).await?.is_some_and(|now| now.change == row.change) {
                 lost.push(row);

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blobs::{Shard, StoreEntry, StoreError, StoreKind, StoredBlob, TagRecordName};
-use db::{ChangeId, DbError, TagRow};
+use db::{ChangeId, DbError};
 use oci::upload::UploadId;
 use oci::{Digest, RepositoryName, TagName};
 
 use crate::app::App;
+use crate::records;
 
 /// Names asked of the database at a time.
 const BATCH: usize = 500;
@@ -49,21 +50,27 @@ pub(super) async fn run(app: Arc<App>) {
 }
 
 async fn scrub(app: &App, shard: Shard) -> Result<(), ScrubError> {
-    for (repository, tag) in stray_tags(app, shard, before_now(app, GRACE)).await?.1 {
-        app.unsettled.tag(&repository, &tag);
-    }
-    let strays = strays(app, shard, GRACE).await?;
+    let Strays { entries, unsettled } = strays(app, shard, GRACE).await?;
+    unsettled.iter().for_each(|(repository, tag)| app.unsettled.tag(repository, tag));
     // It may have taken a while to list them.
     if app.tie.holds() {
-        remove(app, &strays).await?;
+        remove(app, &entries).await?;
     }
     Ok(())
 }
 
+/// What a shard has, and the database does not know.
+#[derive(Debug, Default)]
+pub(crate) struct Strays {
+    pub(crate) entries: Vec<StoreEntry>,
+    /// Tags of which there are only records that they had before.
+    unsettled: Vec<(RepositoryName, TagName)>,
+}
+
 /// Entries of a shard that are older than `grace` and that the database does not know.
-pub(crate) async fn strays(app: &App, shard: Shard, grace: Duration) -> Result<Vec<StoreEntry>, ScrubError> {
+pub(crate) async fn strays(app: &App, shard: Shard, grace: Duration) -> Result<Strays, ScrubError> {
     let before = before_now(app, grace);
-    let mut strays = Vec::new();
+    let mut strays = Strays::default();
 
     let mut blobs = app.store.list_blobs(shard).await?.entries;
     blobs.retain(|blob| blob.modified_ms <= before);
@@ -72,7 +79,7 @@ pub(crate) async fn strays(app: &App, shard: Shard, grace: Duration) -> Result<V
         let known = app.db.digests_of_keys(&keys).await?;
         for blob in page {
             if !is_blob(app, &known, blob.key, blob.name.as_ref()) {
-                strays.push(blob.name.clone().map_or(StoreEntry::Bytes(blob.key), StoreEntry::Blob));
+                strays.entries.push(blob.name.clone().map_or(StoreEntry::Bytes(blob.key), StoreEntry::Blob));
             }
         }
     }
@@ -83,22 +90,18 @@ pub(crate) async fn strays(app: &App, shard: Shard, grace: Duration) -> Result<V
         let names: Vec<_> = page.iter().map(|record| record.name.to_string()).collect();
         let known = app.db.manifest_records_known(&names).await?;
         let unknown = page.iter().zip(&names).filter(|(_, name)| !known.contains(*name));
-        strays.extend(unknown.map(|(record, _)| StoreEntry::ManifestRecord(record.name)));
+        strays.entries.extend(unknown.map(|(record, _)| StoreEntry::ManifestRecord(record.name)));
     }
 
-    strays.extend(stray_tags(app, shard, before).await?.0);
+    stray_tags(app, shard, before, &mut strays).await?;
     Ok(strays)
 }
 
-/// Records of tags that the database does not know, and the tags whose own record is not there.
+/// Adds records of tags that the database does not know, and the tags whose own record is not there.
 ///
 /// The highest record of a tag is right. One that is gone has a record that says so, which outlives all others: who moved the tag before may
 /// write his late.
-async fn stray_tags(
-    app: &App,
-    shard: Shard,
-    before: u64,
-) -> Result<(Vec<StoreEntry>, Vec<(RepositoryName, TagName)>), ScrubError> {
+async fn stray_tags(app: &App, shard: Shard, before: u64, all: &mut Strays) -> Result<(), ScrubError> {
     let replaced_before = before.min(before_now(app, GRACE));
     let mut found = app.store.list_tag_records(shard).await?.entries;
     let latest = app.db.latest_change().await?;
@@ -109,11 +112,10 @@ async fn stray_tags(
     for page in found.chunks(BATCH) {
         let changes: Vec<_> = page.iter().map(|record| change(record.name)).collect();
         let rows = app.db.tags_of_changes(&changes).await?;
-        let name = |row: &TagRow| TagRecordName::new(&row.repository_name, &row.tag, row.change.0.unsigned_abs());
-        known.extend(rows.iter().map(name));
+        known.extend(rows.iter().map(records::tag_name));
     }
     found.sort_by_key(|record| (record.name.of(), Reverse(record.name.change())));
-    let (mut strays, mut unsettled) = (Vec::new(), Vec::new());
+    let mut strays = Vec::new();
     for records in found.chunk_by(|one, other| one.name.of() == other.name.of()) {
         let Some((highest, lower)) = records.split_first() else { continue };
         strays.extend(lower.iter().filter(|record| record.modified_ms <= replaced_before).map(|record| record.name));
@@ -130,7 +132,7 @@ async fn stray_tags(
         };
         match row {
             Some(row) if row.change != change(highest.name) => {
-                unsettled.push((record.repository.clone(), record.tag.clone()));
+                all.unsettled.push((record.repository.clone(), record.tag.clone()));
             }
             Some(_) => {}
             None if !record.gone => strays.push(highest.name),
@@ -138,7 +140,8 @@ async fn stray_tags(
             None => {}
         }
     }
-    Ok((strays.into_iter().map(StoreEntry::TagRecord).collect(), unsettled))
+    all.entries.extend(strays.into_iter().map(StoreEntry::TagRecord));
+    Ok(())
 }
 
 fn change(name: TagRecordName) -> ChangeId {
