@@ -6,7 +6,7 @@
 # switch off the debug assertions that hold our invariants, just where real clients could break them. Speed is
 # the benches' subject, and they use release.
 
-# Every row is one line of JSON in a file: {"what":…,"passed":…,"failed":…,"skipped":…}.
+# Every row is one line of JSON in a file: {"what":…,"passed":…,"failed":…,"skipped":…}, and "why" where something failed.
 unit_rows() { # unit_rows ROWS_FILE SCRATCH [FILTER]
     local rows=$1 scratch=$2 filter=${3:-} crate kind folder program log status line passed failed skipped
     say "building the unit tests"
@@ -27,9 +27,9 @@ unit_rows() { # unit_rows ROWS_FILE SCRATCH [FILTER]
         [ "$failed" -eq 0 ] || cat "$log" >&2
         [ $((passed + failed + skipped)) -gt 0 ] || continue
         case "$kind" in
-            lib | proc-macro) add_row "$rows" "unit tests: $crate" "$passed" "$failed" "$skipped" ;;
-            bin) add_row "$rows" "unit tests: $crate (program)" "$passed" "$failed" "$skipped" ;;
-            *) add_row "$rows" "tests: $(basename "$folder")/$crate" "$passed" "$failed" "$skipped" ;;
+            lib | proc-macro) add_row "$rows" "unit tests: $crate" "$passed" "$failed" "$skipped" "$log" ;;
+            bin) add_row "$rows" "unit tests: $crate (program)" "$passed" "$failed" "$skipped" "$log" ;;
+            *) add_row "$rows" "tests: $(basename "$folder")/$crate" "$passed" "$failed" "$skipped" "$log" ;;
         esac
     done <"$scratch/programs.tsv"
 }
@@ -42,12 +42,12 @@ doc_rows() { # doc_rows ROWS_FILE SCRATCH
         awk '{p += $1; f += $2; s += $3} END {print p + 0, f + 0, s + 0}')
     [ "$status" -eq 0 ] || [ "$failed" -gt 0 ] || failed=1
     [ "$failed" -eq 0 ] || cat "$log" >&2
-    [ $((passed + failed + skipped)) -eq 0 ] || add_row "$rows" "examples in the documentation" "$passed" "$failed" "$skipped"
+    [ $((passed + failed + skipped)) -eq 0 ] || add_row "$rows" "examples in the documentation" "$passed" "$failed" "$skipped" "$log"
 }
 
-add_row() { # add_row ROWS_FILE WHAT PASSED FAILED SKIPPED
-    jq -cn --arg what "$2" --argjson passed "$3" --argjson failed "$4" --argjson skipped "$5" \
-        '{what: $what, passed: $passed, failed: $failed, skipped: $skipped}' >>"$1"
+add_row() { # add_row ROWS_FILE WHAT PASSED FAILED SKIPPED LOG
+    jq -cn --arg what "$2" --argjson passed "$3" --argjson failed "$4" --argjson skipped "$5" --arg why "$(tail -n 60 "$6")" \
+        '{what: $what, passed: $passed, failed: $failed, skipped: $skipped} + if $failed > 0 then {why: $why} else {} end' >>"$1"
     say "$2: $3 passed, $4 failed, $5 skipped"
 }
 
@@ -76,7 +76,7 @@ run_test() {
     if [ -s "$scratch/blackbox" ]; then
         cat "$scratch/blackbox" >>"$rows"
     elif [ "$status" -ne 0 ]; then
-        add_row "$rows" "black-box suites" 0 1 0
+        add_row "$rows" "black-box suites" 0 1 0 /dev/null
     fi
     report_rows "$rows" "$json"
     [ "$(jq -s 'map(.failed) | add // 0' "$rows")" -eq 0 ] && [ "$status" -eq 0 ]
@@ -93,5 +93,7 @@ report_rows() { # report_rows ROWS_FILE JSON
         while IFS=$'\t' read -r passed failed skipped what; do
             printf '%8s %8s %8s  %s\n' "$passed" "$failed" "$skipped" "$what"
         done
+    # Once more, for whoever sees only the end of the output.
+    jq -r 'select(.failed > 0) | "\n--- \(.what)\n\(.why // "")"' "$1"
     jq -rs "$total | \"\n\(.passed) passed, \(.failed) failed, \(.skipped) skipped\"" "$1"
 }

@@ -147,6 +147,7 @@ fn run_all(cases: &[Case]) -> Vec<serde_json::Value> {
 fn run(case: &Case) -> serde_json::Value {
     let started = Instant::now();
     let (outcome, notes) = attempt(case);
+    let why = outcome.as_ref().err().map(|report| beginning(report).to_owned());
     let (word, numbers) = match outcome {
         Ok(Outcome::Passed) => ("ok".to_owned(), (1, 0, 0)),
         Ok(Outcome::Skipped(why)) => (format!("skipped: {why}"), (0, 0, 1)),
@@ -154,7 +155,18 @@ fn run(case: &Case) -> serde_json::Value {
     };
     let notes: String = notes.iter().map(|note| format!("\n    {note}")).collect();
     eprintln!("{} ... {word} ({:.1} s){notes}", case.what, started.elapsed().as_secs_f64());
-    serde_json::json!({"what": case.what, "passed": numbers.0, "failed": numbers.1, "skipped": numbers.2})
+    let mut row =
+        serde_json::json!({"what": case.what, "passed": numbers.0, "failed": numbers.1, "skipped": numbers.2});
+    if let Some(why) = why {
+        row["why"] = why.into();
+    }
+    row
+}
+
+/// Of a report, what goes into the row: what failed is said first, the logs' ends follow.
+fn beginning(report: &str) -> &str {
+    const MAX: usize = 4000;
+    report.char_indices().nth(MAX).map_or(report, |(end, _)| &report[..end])
 }
 
 /// What came of a case, and the figures it kept.

@@ -194,8 +194,13 @@ fn postgres_class(code: &str) -> Class {
 }
 
 fn sqlite_class(code: &str) -> Class {
+    let code = code.parse::<u32>();
+    // SQLITE_IOERR_SHMSIZE: there is no room for the index of the log.
+    if code == Ok(4874) {
+        return Class::Full;
+    }
     // The primary code is the lowest byte of the extended one.
-    match code.parse::<u32>().map(|code| code & 0xff) {
+    match code.map(|code| code & 0xff) {
         // SQLITE_BUSY, SQLITE_LOCKED.
         Ok(5 | 6) => Class::Conflict,
         Ok(13) => Class::Full,
@@ -220,6 +225,8 @@ mod tests {
         assert_eq!(postgres_class("23505"), Class::Final);
         assert_eq!(sqlite_class("517"), Class::Conflict);
         assert_eq!(sqlite_class("13"), Class::Full);
+        assert_eq!(sqlite_class("4874"), Class::Full);
+        assert_eq!(sqlite_class("778"), Class::Lost);
         assert_eq!(sqlite_class("2067"), Class::Final);
     }
 

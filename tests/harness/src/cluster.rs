@@ -263,14 +263,13 @@ impl ClusterBuilder<'_> {
 
     /// A mirror address on this host for each registry, and the configuration that says so.
     fn mirrors(&self, host: &Host) -> Result<(Vec<(String, SocketAddr)>, String)> {
-        let ports = free_ports(host, self.upstreams.len())?;
         let mut text = String::new();
-        let mirrors = self.upstreams.iter().zip(ports).map(|((name, upstream), port)| {
-            let listen = private_addr(host, port);
+        let mirrors = self.upstreams.iter().map(|(name, upstream)| {
+            let listen = private_addr(host, host.free_port()?);
             text.push_str(&format!("{upstream}listen = \"{listen}\"\n"));
-            (name.clone(), listen)
+            Ok((name.clone(), listen))
         });
-        Ok((mirrors.collect(), text))
+        Ok((mirrors.collect::<Result<_>>()?, text))
     }
 }
 
@@ -341,22 +340,13 @@ impl Cluster {
 impl Ports {
     /// Free ports; a daemon's main and http ports are on its own loopback, as in production.
     fn choose(host: &Host, private: bool) -> Result<Self> {
-        let ports = free_ports(host, 3)?;
         let private = |port| if private { private_addr(host, port) } else { host.addr(port) };
-        Ok(Self { main: private(ports[0]), http: private(ports[1]), peer: host.addr(ports[2]) })
+        Ok(Self {
+            main: private(host.free_port()?),
+            http: private(host.free_port()?),
+            peer: host.addr(host.free_port()?),
+        })
     }
-}
-
-/// Different free ports: one that was free a moment ago may be handed out twice.
-fn free_ports(host: &Host, count: usize) -> Result<Vec<u16>> {
-    let mut ports = Vec::new();
-    while ports.len() < count {
-        let port = host.free_port()?;
-        if !ports.contains(&port) {
-            ports.push(port);
-        }
-    }
-    Ok(ports)
 }
 
 /// On the host's own loopback, where it has one.

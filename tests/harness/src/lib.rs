@@ -20,6 +20,7 @@ mod image;
 mod liar;
 mod mounts;
 mod net;
+mod ports;
 mod programs;
 mod run;
 mod servers;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -12,6 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::ports;
 
 /// Namespaces of all runs start with it, then the run's process id: what the next run cleans up by.
 const PREFIX: &str = "skimmer-";
@@ -292,13 +294,13 @@ impl Host {
         }
     }
 
-    /// A TCP port nobody listens on now.
+    /// A TCP port nobody listens on; each call gives another one.
     ///
     /// # Errors
     /// When there is none.
     pub fn free_port(&self) -> Result<u16> {
         let ip = self.ip();
-        self.inside(move || Ok(TcpListener::bind((ip, 0))?.local_addr()?.port()))
+        self.inside(move || ports::free(ip))
     }
 
     /// Sets a kernel parameter of the host's network, as in `net/ipv4/tcp_rmem`.

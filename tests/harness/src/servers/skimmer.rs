@@ -36,7 +36,7 @@ impl SkimmerRegistry {
     /// When our programs are not built, or it does not become ready.
     pub fn start(host: &Host, run: &Run, config: &str) -> Result<Self> {
         let folder = run.data_dir("skimmer-registry")?;
-        let (addr, metrics) = two_ports(host)?;
+        let (addr, metrics) = (host.addr(host.free_port()?), host.addr(host.free_port()?));
         let path = folder.join("registry.toml");
         fs::write(&path, format!("listen = [\"{addr}\"]\nmetrics_listen = [\"{metrics}\"]\n{config}"))?;
         let program = bin_dir()?.join("registry");
@@ -154,16 +154,5 @@ impl SkimmerRegistry {
     /// The process: signals, memory, processor time.
     pub const fn process(&mut self) -> &mut Proc {
         &mut self.proc
-    }
-}
-
-/// Two different ones: a port that was free a moment ago may be handed out twice.
-fn two_ports(host: &Host) -> Result<(SocketAddr, SocketAddr)> {
-    let first = host.free_port()?;
-    loop {
-        let second = host.free_port()?;
-        if second != first {
-            return Ok((host.addr(first), host.addr(second)));
-        }
     }
 }
