@@ -29,6 +29,17 @@ impl Db {
         })
         .await
     }
+
+    /// Takes a name's value away, if it has one.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn remove_setting(&self, name: &str) -> Result<(), DbError> {
+        self.transact(|run: Run| async move {
+            run.execute(sql!("delete from settings where name = ?"), values![name]).await.map(drop)
+        })
+        .await
+    }
 }
 
 async fn find(run: &Run, name: &str) -> Result<Option<String>, Fault> {

@@ -72,11 +72,11 @@ impl App {
         Self::with(config, db, store, metrics).await
     }
 
-    /// Opens them to fill the database from the store.
-    pub(crate) async fn open_to_rebuild(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+    /// Opens them to fill the database from the store; one in which there is something, only to `merge`.
+    pub(crate) async fn open_to_rebuild(config: Config, merge: bool, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let db = Db::connect(&config.database).await.context("cannot open the database")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
-        tie::expect_for_rebuild(&db, &store).await?;
+        tie::expect_for_rebuild(&db, &store, merge).await?;
         Self::with(config, db, store, metrics).await
     }
 

@@ -4,15 +4,16 @@
 //! in the store taken for what a crash left behind, and removed; and a store that is not mounted would have every blob taken for lost. The
 //! store also notes how far its database has come, to tell one that is older than it.
 //!
-//! Processes on a server look again and again: while the name is gone, because the database is being rebuilt, they answer nothing, and what
-//! they remember of it is worth nothing.
+//! Processes on a server look again and again: while the name is gone, because the database is being rebuilt, or it is older than they saw it,
+//! because a backup was restored, they answer nothing, and what they remember of it is worth nothing.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use blobs::{Store, StoreIdentity};
-use db::Db;
+use db::{Db, DbError};
 use parking_lot::Mutex;
 
 /// The name of the setting that holds the store's name.
@@ -20,7 +21,7 @@ const SETTING: &str = "store";
 /// What was seen longer ago is not relied on.
 const SEEN_MAX: Duration = Duration::from_secs(10);
 /// After so long every process has noticed that the name is gone, or answers nothing because it could not look.
-pub(crate) const NOTICED: Duration = Duration::from_secs(12);
+const NOTICED: Duration = Duration::from_secs(12);
 
 /// Why store and database are not used together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +39,7 @@ pub(crate) enum Untied {
     #[error("the database is that of store {database}, and this is store {store}")]
     Other { store: String, database: String },
     #[error(
-        "the database is older than the store: it has come to change {database}, the store has seen {store}; \
+        "the database is older than the store: it has come to change {database}, and there was a change {store}; \
          `registry rebuild --merge` adds what it has missed"
     )]
     Older { store: i64, database: i64 },
@@ -86,14 +87,15 @@ impl Facts {
         }
     }
 
-    /// Whether a rebuild may begin.
-    fn judge_rebuild(&self) -> Result<(), Untied> {
+    /// Whether a rebuild may begin, and whether processes that run may remember another state of the database than it is in.
+    fn judge_rebuild(&self) -> Result<bool, Untied> {
         match (&self.store, &self.database) {
             (Some(store), Some(database)) if store.id != *database => {
                 Err(Untied::Other { store: store.id.clone(), database: database.clone() })
             }
             _ if self.store_is_empty && !self.database_is_empty => Err(Untied::Stranger),
-            _ => Ok(()),
+            (Some(store), Some(_)) if store.change > self.change => Ok(true),
+            _ => Ok(self.database_is_empty || self.database.is_none()),
         }
     }
 }
@@ -109,9 +111,21 @@ pub(crate) async fn expect_to_read(db: &Db, store: &Store) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Fails if a rebuild would bring together what does not belong together.
-pub(crate) async fn expect_for_rebuild(db: &Db, store: &Store) -> anyhow::Result<()> {
-    Ok(Facts::of(db, store).await?.judge_rebuild()?)
+/// Fails if a rebuild would bring together what does not belong together, or add to a database that nobody said it should. What processes that
+/// still run remember of one that was lost or set back would be wrong of the one that becomes of it: waits until they have noticed.
+pub(crate) async fn expect_for_rebuild(db: &Db, store: &Store, merge: bool) -> anyhow::Result<()> {
+    let facts = Facts::of(db, store).await?;
+    let is_remembered_otherwise = facts.judge_rebuild()?;
+    anyhow::ensure!(
+        merge || facts.database_is_empty,
+        "the database is not empty; --merge adds to it what only the store has"
+    );
+    if is_remembered_otherwise && !db.is_exclusive() {
+        db.remove_setting(SETTING).await?;
+        tracing::info!("waiting until processes that still run have noticed");
+        tokio::time::sleep(NOTICED).await;
+    }
+    Ok(())
 }
 
 /// From now on they belong to each other, and the store has seen what the database knows.
@@ -133,7 +147,10 @@ pub(crate) struct Tie {
     id: String,
     seen: Mutex<Instant>,
     gone: AtomicBool,
-    noted: Mutex<i64>,
+    /// The latest change that the database was seen to have.
+    change: AtomicI64,
+    /// The one that the store was told.
+    noted: AtomicI64,
 }
 
 impl Tie {
@@ -145,7 +162,8 @@ impl Tie {
             id: db.setting(SETTING).await?.unwrap_or_default(),
             seen: Mutex::new(Instant::now()),
             gone: AtomicBool::new(false),
-            noted: Mutex::new(noted),
+            change: AtomicI64::new(noted),
+            noted: AtomicI64::new(noted),
         })
     }
 
@@ -155,33 +173,45 @@ impl Tie {
     }
 
     /// Looks. What is remembered of the database is forgotten before it counts again.
-    pub(crate) async fn look(&self, db: &Db, forget: impl FnOnce()) -> Result<(), db::DbError> {
+    pub(crate) async fn look(&self, db: &Db, forget: impl FnOnce()) -> Result<(), DbError> {
         let is_ours = db.setting(SETTING).await?.is_some_and(|id| id == self.id);
+        let change = db.latest_change().await?.0;
         if !is_ours {
-            if !self.gone.swap(true, Ordering::AcqRel) {
-                tracing::error!(
-                    "the database is being rebuilt, or is another one now: nothing is answered until it is back"
-                );
-            }
+            self.lose(&"the database is being rebuilt, or is another one now");
+            // Whatever it will have come to when it is back.
+            self.change.store(0, Ordering::Release);
+            self.noted.store(0, Ordering::Release);
+            return Ok(());
+        }
+        let before = self.change.load(Ordering::Acquire);
+        if change < before {
+            self.lose(&Untied::Older { store: before, database: change });
             return Ok(());
         }
         if !self.holds() {
             forget();
             tracing::info!("the database is back");
         }
+        self.change.store(change, Ordering::Release);
         *self.seen.lock() = Instant::now();
         self.gone.store(false, Ordering::Release);
         Ok(())
     }
 
+    fn lose(&self, why: &dyn Display) {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            tracing::error!("{why}; nothing is answered until it is back");
+        }
+    }
+
     /// Lets the store know how far the database has come.
     pub(crate) async fn note(&self, db: &Db, store: &Store) -> anyhow::Result<()> {
         let change = db.latest_change().await?.0;
-        if !self.holds() || change <= *self.noted.lock() {
+        if !self.holds() || change <= self.noted.load(Ordering::Acquire) {
             return Ok(());
         }
         store.put_identity(&StoreIdentity::new(self.id.clone(), change)).await?;
-        *self.noted.lock() = change;
+        self.noted.store(change, Ordering::Release);
         Ok(())
     }
 }
@@ -210,8 +240,11 @@ mod tests {
         assert_eq!(facts(Some(("a", 5)), Some(("b", 5))).judge(), Err(other.clone()));
         assert_eq!(facts(Some(("a", 5)), Some(("b", 5))).judge_rebuild(), Err(other));
         // Yesterday's database, one that was broken off, and one whose store lost its name, are what a rebuild is for.
-        for facts in [facts(Some(("a", 5)), Some(("a", 4))), facts(Some(("a", 5)), None), facts(None, Some(("a", 4)))] {
-            assert_eq!(facts.judge_rebuild(), Ok(()));
+        let older = facts(Some(("a", 5)), Some(("a", 4)));
+        let broken_off = Facts { database_is_empty: true, ..facts(Some(("a", 5)), None) };
+        let nameless = facts(None, Some(("a", 4)));
+        for (facts, is_remembered_otherwise) in [(older, true), (broken_off, true), (nameless, false)] {
+            assert_eq!(facts.judge_rebuild(), Ok(is_remembered_otherwise));
         }
     }
 

@@ -136,6 +136,13 @@ impl Servers {
         Ok(())
     }
 
+    /// Keeps a copy of PostgreSQL's database, or puts it back in its place. Nobody may use the one that is copied meanwhile.
+    pub(crate) fn copy_database(&self, put_back: bool) -> Result<()> {
+        let (from, to) = if put_back { ("copy", DATABASE) } else { (DATABASE, "copy") };
+        self.sql_in("postgres", &format!("DROP DATABASE IF EXISTS {to} WITH (FORCE)"))?;
+        self.sql_in("postgres", &format!("CREATE DATABASE {to} TEMPLATE {from}")).map(drop)
+    }
+
     /// The configuration of a registry. The keys go to the end of the sections `[store]` (or `[store.s3]`) and `[database]`.
     pub(crate) fn config(&self, store_keys: &str, database_keys: &str, more: &str) -> String {
         let store = match &self.s3 {

@@ -37,6 +37,7 @@ pub(super) fn cases() -> Vec<Case> {
             "registry ties: a process that runs while its database is rebuilt mixes up nothing, PostgreSQL",
             postgres,
         ),
+        anywhere("registry ties: a database that is set back while it is served is not, until it was merged", set_back),
         anywhere("registry rebuild: tags that many moved and deleted at the same time stay deleted", deleted),
         anywhere("registry rebuild: after kill -9 in mid-move a tag is where it was acknowledged, or later", killed),
         anywhere(
@@ -192,6 +193,44 @@ fn mixes_up_nothing(run: &Run, database: Database, storage: Storage) -> CaseResu
         let tags = client.tags(name)?;
         ensure!(tags == ["new", "v1"], "{name} has the tags {tags:?}");
     }
+    Ok(Outcome::Passed)
+}
+
+/// An older state of the database comes back under a process that has seen a later one.
+fn set_back(run: &Run) -> CaseResult {
+    let servers = Servers::start(run, Database::Postgres, Storage::Files)?;
+    let config = servers.config("", "", EAGER);
+    let mut site = Site::start(run, servers, 1, &config)?;
+    let images: Vec<(String, Manifest)> = (0..6)
+        .map(|number| {
+            (format!("team{number}/app"), Manifest::image(&number.to_string(), &[Blob::random(3000, 850 + number)]))
+        })
+        .collect();
+    let push = |site: &Site, images: &[(String, Manifest)]| {
+        let mut client = site.client();
+        images.iter().try_for_each(|(name, image)| client.push_image(name, "v1", image))
+    };
+    push(&site, &images[..2])?;
+    site.stop()?;
+    site.servers.copy_database(false)?;
+    site.registries[0].restart()?;
+    push(&site, &images[2..])?;
+    thread::sleep(NOTED);
+    let stored = site.servers.stored("")?.len();
+    age(&site)?;
+    site.servers.copy_database(true)?;
+    let mut client = site.client();
+    wait_until("it answers nothing any more", SETTLE, || Ok(client.manifest("team0/app", "v1")?.status == 503))?;
+    thread::sleep(NOTED);
+    client.begin("team0/app").err().context("an upload begins nevertheless")?;
+    ensure!(site.servers.stored("")?.len() == stored, "something was removed");
+    site.registries[0].command("rebuild").arg("--merge").run(REBUILD)?;
+    wait_until("it answers again", SETTLE, || Ok(client.manifest("team0/app", "v1")?.status == 200))?;
+    images.iter().try_for_each(|(name, image)| client.pulls(name, "v1", image))?;
+    let new = Manifest::image("new", &[Blob::random(3000, 860)]);
+    client.push_image("team1/app", "new", &new)?;
+    client.pulls("team1/app", "new", &new)?;
+    site.fsck(&["--deep"])?.is_clean()?;
     Ok(Outcome::Passed)
 }
 

@@ -43,14 +43,8 @@ struct Report {
 /// # Errors
 /// When the database is not empty, or store or database fail.
 pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()> {
-    let app = App::open_to_rebuild(config, &Metrics::new("registry", env!("CARGO_PKG_VERSION"))).await?;
-    let is_empty = app.db.is_empty().await?;
-    anyhow::ensure!(args.merge || is_empty, "the database is not empty; --merge adds to it what only the store has");
-    if is_empty && !app.db.is_exclusive() {
-        // What they remember of the database that was lost would be wrong of this one.
-        tracing::info!("waiting until processes that still run have noticed");
-        tokio::time::sleep(tie::NOTICED).await;
-    }
+    let metrics = Metrics::new("registry", env!("CARGO_PKG_VERSION"));
+    let app = App::open_to_rebuild(config, args.merge, &metrics).await?;
     let mut report = Report::default();
     blobs(&app, &mut report).await?;
     manifests(&app, &mut report).await?;
