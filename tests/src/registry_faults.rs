@@ -9,6 +9,7 @@ pub(crate) mod content;
 mod disks;
 mod durability;
 pub(crate) mod http;
+mod merge;
 mod outages;
 mod proxy;
 mod recovery;
@@ -27,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case> {
         resume::cases(),
         rested::cases(),
         ties::cases(),
+        merge::cases(),
         recovery::cases(),
         disks::cases(),
         outages::cases(),

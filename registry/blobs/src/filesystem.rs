@@ -6,6 +6,7 @@
 //! A crash loses what came after an upload's last checkpoint. It may leave files in `uploads/`, and a blob of which nobody
 //! was told; [`crate::Inventory`] finds both.
 
+mod claim;
 mod layout;
 mod listing;
 mod upload;
@@ -16,7 +17,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +40,7 @@ use crate::store::{
 /// The backend.
 pub(crate) struct Filesystem {
     layout: Arc<Layout>,
+    claim: OnceLock<File>,
 }
 
 impl Filesystem {
@@ -46,7 +48,7 @@ impl Filesystem {
     pub(crate) async fn open(root: &Path) -> Result<Self, StoreError> {
         let layout = Layout::new(root);
         let layout = blocking(move || layout.prepare().map(|()| layout)).await?;
-        Ok(Self { layout: Arc::new(layout) })
+        Ok(Self { layout: Arc::new(layout), claim: OnceLock::new() })
     }
 
     async fn with_layout<T: Send + 'static>(
@@ -204,6 +206,13 @@ impl Identity for Filesystem {
     async fn put_identity(&self, identity: &StoreIdentity) -> Result<(), StoreError> {
         let content = identity.encode();
         self.with_layout(move |layout| layout.put(&layout.identity(), &content)).await
+    }
+
+    async fn claim(&self, alone: bool) -> Result<(), StoreError> {
+        if let Some(lock) = claim::lock(self.layout.root(), alone).await? {
+            let _ = self.claim.set(lock);
+        }
+        Ok(())
     }
 
     async fn is_empty(&self) -> Result<bool, StoreError> {

@@ -14,6 +14,9 @@ pub struct StoreIdentity {
     /// The number of a change that its database has made: one with fewer changes is older than the store. It is written now and then, so
     /// the last changes may be missing.
     pub change: i64,
+    /// What tells that change from another one that got its number later. Empty in stores of the first version.
+    #[serde(default)]
+    pub made: String,
 }
 
 /// Its file or object, at the top of the store.
@@ -23,8 +26,8 @@ const VERSION: u8 = 1;
 impl StoreIdentity {
     /// A store's.
     #[must_use]
-    pub const fn new(id: String, change: i64) -> Self {
-        Self { v: VERSION, id, change }
+    pub const fn new(id: String, change: i64, made: String) -> Self {
+        Self { v: VERSION, id, change, made }
     }
 
     pub(crate) fn encode(&self) -> Bytes {

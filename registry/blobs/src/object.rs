@@ -160,6 +160,10 @@ impl Identity for ObjectStorage {
         }
     }
 
+    async fn claim(&self, _: bool) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     async fn put_identity(&self, identity: &StoreIdentity) -> Result<(), StoreError> {
         self.shared.put(&self.shared.keys.identity(), identity.encode().into()).await
     }

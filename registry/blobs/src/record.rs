@@ -89,6 +89,8 @@ struct Line<H> {
 #[derive(Serialize, Deserialize)]
 struct ManifestHeader {
     v: u8,
+    /// The record's name.
+    id: String,
     repository: RepositoryName,
     digest: Digest,
     media_type: String,
@@ -124,6 +126,7 @@ impl ManifestRecord {
     pub(crate) fn encode(&self) -> Bytes {
         let header = ManifestHeader {
             v: VERSION,
+            id: self.id.to_string(),
             repository: self.repository.clone(),
             digest: self.digest.clone(),
             media_type: self.media_type.clone(),
@@ -138,12 +141,15 @@ impl ManifestRecord {
     pub(crate) fn decode(id: RecordId, content: &Bytes) -> Result<Self, InvalidRecord> {
         let (header, rest) = split(content)?;
         let header: ManifestHeader = read(header)?;
+        if header.id != id.to_string() {
+            return Err(InvalidRecord::Name { expected: header.id });
+        }
         let bytes = content.slice(rest..);
         let computed = Digest::of(header.digest.algorithm(), &bytes);
         if computed != header.digest {
             return Err(InvalidRecord::Digest { computed });
         }
-        let ManifestHeader { v: _, repository, digest, media_type, time_ms, foreign } = header;
+        let ManifestHeader { v: _, id: _, repository, digest, media_type, time_ms, foreign } = header;
         Ok(Self { id, repository, digest, media_type, time_ms, foreign, bytes })
     }
 }
@@ -222,7 +228,7 @@ mod tests {
     fn manifest() -> ManifestRecord {
         let bytes = Bytes::from_static(b"{\n \"schemaVersion\": 2\n}\n");
         ManifestRecord {
-            id: RecordId::random(),
+            id: "000102030405060708090a0b0c0d0e0f".parse().unwrap(),
             repository: "team/app".parse().unwrap(),
             digest: Digest::of(Algorithm::Sha256, &bytes),
             media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
@@ -247,9 +253,10 @@ mod tests {
     fn golden_records() {
         assert_eq!(
             manifest().encode(),
-            "{\"v\":2,\"repository\":\"team/app\",\"digest\":\"sha256:1826076daf0c1f0d2e31472f21772ca33ad3f5b27ff88c6c969dc48c3ef30ae2\",\
+            "{\"v\":2,\"id\":\"000102030405060708090a0b0c0d0e0f\",\"repository\":\"team/app\",\
+             \"digest\":\"sha256:1826076daf0c1f0d2e31472f21772ca33ad3f5b27ff88c6c969dc48c3ef30ae2\",\
              \"media_type\":\"application/vnd.oci.image.manifest.v1+json\",\"time_ms\":1700000000000,\
-             \"sum\":\"aec7b37a988691eabafa47a6baa70091\"}\n\
+             \"sum\":\"42b23c439494da89abe514696d6af5ce\"}\n\
              {\n \"schemaVersion\": 2\n}\n"
         );
         assert_eq!(
@@ -266,6 +273,8 @@ mod tests {
         let digest = |number: usize| Digest::of(Algorithm::Sha512, &number.to_be_bytes());
         let foreign = ManifestRecord { foreign: (0..10_000).map(digest).collect(), ..manifest() };
         assert_eq!(ManifestRecord::decode(foreign.id, &foreign.encode()), Ok(foreign));
+        let other = ManifestRecord::decode(RecordId::random(), &manifest().encode());
+        assert!(matches!(other, Err(InvalidRecord::Name { .. })), "{other:?}");
         for tag in [tag(), TagRecord { gone: true, ..tag() }] {
             assert_eq!(TagRecord::decode(tag.name(), &tag.encode()), Ok(tag));
         }

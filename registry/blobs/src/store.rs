@@ -167,6 +167,13 @@ pub trait Identity: Send + Sync {
     /// When the store fails.
     async fn put_identity(&self, identity: &StoreIdentity) -> Result<(), StoreError>;
 
+    /// Keeps others away for as long as this store is open: all of them if `alone`, otherwise those that want it alone. A folder is locked for it;
+    /// object storage has nothing like that, and keeps nobody away.
+    ///
+    /// # Errors
+    /// When somebody else has it.
+    async fn claim(&self, alone: bool) -> Result<(), StoreError>;
+
     /// Whether there are neither blobs nor records.
     ///
     /// # Errors

@@ -38,6 +38,15 @@ pub struct Change {
     pub previous: Option<Digest>,
 }
 
+/// A point that a database had reached: its latest change then. One that does not have it any more was set back, or is another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The number; 0 before the first change.
+    pub change: ChangeId,
+    /// What tells it from a change that got the same number later: when it was made, and the manifest. Empty if that is not known.
+    pub made: String,
+}
+
 const PUSH: i64 = 1;
 const TAG: i64 = 2;
 const UNTAG: i64 = 3;
@@ -112,6 +121,35 @@ impl Db {
         .await
     }
 
+    /// How far it has come.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn mark(&self) -> Result<Mark, DbError> {
+        self.read(|run: Run| async move {
+            let text = sql!("select made_at, digest, id from changes order by id desc limit 1");
+            let Some(row) = run.one(text, Vec::new()).await? else { return Ok(Mark::default()) };
+            Ok(Mark { change: ChangeId(row.int(2)?), made: made(&row)? })
+        })
+        .await
+    }
+
+    /// Whether it has come as far as it was seen once.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn has_reached(&self, mark: &Mark) -> Result<bool, DbError> {
+        if mark.made.is_empty() {
+            return Ok(self.latest_change().await? >= mark.change);
+        }
+        self.read(|run: Run| async move {
+            let text = sql!("select made_at, digest from changes where id = ?");
+            let row = run.one(text, values![mark.change.0]).await?;
+            Ok(row.map(|row| made(&row)).transpose()?.is_some_and(|made| made == mark.made))
+        })
+        .await
+    }
+
     /// The changes of a tag, the latest first.
     ///
     /// # Errors
@@ -131,6 +169,11 @@ impl Db {
         })
         .await
     }
+}
+
+/// From a row that begins with its time and digest.
+pub(crate) fn made(row: &Row) -> Result<String, Fault> {
+    Ok(format!("{} {}", row.int(0)?, row.text(1)?))
 }
 
 /// A change that is to be noted.

@@ -15,6 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, Database, pool::PoolOptions};
 
 use crate::alone::Alone;
+use crate::guard::Guard;
 use crate::repository::Known;
 use crate::sql::Run;
 use crate::sql::{Dialect, sql};
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) statement_timeout: Duration,
     /// Repositories are never removed.
     pub(crate) known: Known,
+    pub(crate) guard: Guard,
 }
 
 /// Where transactions go.
@@ -134,6 +136,7 @@ impl Db {
             acquire_timeout: config.acquire_timeout,
             statement_timeout: config.statement_timeout,
             known: Known::default(),
+            guard: Guard::default(),
         };
         Self { inner: Arc::new(inner) }
     }

@@ -30,6 +30,9 @@ pub enum DbError {
     /// It was opened to be read.
     #[error("the database was opened to be read, and cannot be changed")]
     ReadOnly,
+    /// It is not what this process belongs to any more: see [`Db::belong`](crate::Db::belong).
+    #[error("the database is being rebuilt, was set back, or is another one now")]
+    NotOurs,
     /// A file beside the database cannot be opened or locked.
     #[error("cannot use {}", path.display())]
     File {
@@ -64,7 +67,7 @@ impl DbError {
     pub const fn kind(&self) -> Kind {
         match self {
             Self::InDoubt(error) => error.kind(),
-            Self::Unavailable(_) | Self::TimedOut | Self::Busy(_) => Kind::Unavailable,
+            Self::Unavailable(_) | Self::TimedOut | Self::Busy(_) | Self::NotOurs => Kind::Unavailable,
             Self::Full(_) => Kind::NoSpace,
             Self::InUse(_) | Self::ReadOnly => Kind::Conflict,
             Self::Config(_) | Self::Unsuitable(_) | Self::TooNew(_) | Self::TooOld => Kind::Invalid,
@@ -87,6 +90,8 @@ pub(crate) enum Fault {
     Corrupt(String),
     /// What was read has changed meanwhile.
     Again(&'static str),
+    /// This process must not write to it.
+    NotOurs,
 }
 
 /// What can be done about a [`Fault`].
@@ -114,6 +119,7 @@ impl From<Fault> for DbError {
         match fault {
             Fault::Corrupt(what) => Self::Corrupt(what),
             Fault::Again(what) => Self::Busy(DbErr::Custom(what.to_owned())),
+            Fault::NotOurs => Self::NotOurs,
             Fault::Sql(error) => match class {
                 Class::Conflict => Self::Busy(error),
                 Class::Lost => Self::Unavailable(error),
@@ -134,7 +140,7 @@ impl Fault {
     pub(crate) fn class(&self) -> Class {
         let error = match self {
             Self::Sql(error) => error,
-            Self::Corrupt(_) => return Class::Final,
+            Self::Corrupt(_) | Self::NotOurs => return Class::Final,
             Self::Again(_) => return Class::Conflict,
         };
         match error {

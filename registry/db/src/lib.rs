@@ -45,6 +45,7 @@ mod config;
 mod connect;
 mod dangling;
 mod error;
+mod guard;
 mod id;
 mod inspect;
 mod lock;
@@ -59,7 +60,7 @@ mod transact;
 mod upload;
 
 pub use blob::{BlobCommit, BlobEntry, Link, Linked, NewBlob, Renewal, Unlink};
-pub use change::{Change, ChangeKind};
+pub use change::{Change, ChangeKind, Mark};
 pub use collect::{Backlog, Collected, Untagged};
 pub use config::DbConfig;
 pub use connect::Db;
@@ -68,9 +69,9 @@ pub use error::DbError;
 pub use id::{BlobId, ChangeId, ManifestId, RemovalId, RepositoryId};
 pub use inspect::{BlobRow, ManifestRow, NeededBy, TagRow};
 pub use manifest::{
-    DeleteManifest, DeletedManifest, DeletedTag, Expected, ManifestHead, ManifestPut, NewManifest, PutManifestError,
-    RecordEntry, Referrer, StoredManifest, TagEntry, TagMove,
+    DeleteManifest, DeletedManifest, DeletedTag, Expected, ManifestHead, ManifestPut, NewManifest, NewRecord,
+    PutManifestError, RecordEntry, Referrer, StoredManifest, TagEntry, TagMove,
 };
 pub use removal::Removal;
-pub use restore::{Restored, RestoredBlob, RestoredManifest, RestoredTag};
+pub use restore::{IsThere, Restored, RestoredBlob, RestoredManifest, RestoredTag};
 pub use upload::{CheckpointError, Follows, OpenUploads, UploadRow, UploadStatus};

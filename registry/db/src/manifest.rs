@@ -67,7 +67,16 @@ pub struct Expected<'m> {
     pub condition: &'m Condition,
 }
 
-/// A manifest whose record is durable in the store.
+/// A record of a manifest that is durable in the store.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRecord<'m> {
+    /// Its name.
+    pub name: &'m str,
+    /// The text of its entry, should it turn out to be superfluous.
+    pub entry: &'m str,
+}
+
+/// A manifest that is pushed.
 #[derive(Clone, Copy)]
 pub struct NewManifest<'m> {
     /// Where it is pushed to. Made if it is new.
@@ -76,10 +85,8 @@ pub struct NewManifest<'m> {
     pub manifest: &'m Manifest,
     /// The digest it is stored under.
     pub digest: &'m Digest,
-    /// The name of its record in the store.
-    pub record: &'m str,
-    /// The text of that record's entry, should it turn out to be superfluous.
-    pub record_entry: &'m str,
+    /// Its record. Without one it has to be there already, for no manifest may be there without a record.
+    pub record: Option<NewRecord<'m>>,
     /// Tags that shall point to it; each once.
     pub tags: &'m [TagName],
     /// Now, in ms since 1970.
@@ -126,6 +133,9 @@ pub enum PutManifestError {
     /// The repository does not have these manifests.
     #[error("{} manifests that the index names are not in the repository", .0.len())]
     MissingManifests(Vec<Digest>),
+    /// It is not there (any more), and came without a record.
+    #[error("the manifest is not there, and has no record")]
+    NoRecord,
     /// What is there is not what the client expects.
     #[error("what is there is not what the client expects")]
     Unmet(oci::Unmet),

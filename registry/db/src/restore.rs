@@ -67,22 +67,31 @@ pub enum Restored {
     Incomplete,
 }
 
+/// Whether the store still has the bytes of this key, or the record of this name.
+pub type IsThere<'f, T> = dyn Fn(&T) -> bool + Send + Sync + 'f;
+
 /// Entries restored by one transaction.
 const BATCH: usize = 200;
 
 impl Db {
-    /// Restores blobs, without links: those come with the manifests that need them. The answers are in the order given.
+    /// Restores blobs, without links: those come with the manifests that need them. The answers are in the order given. A blob whose bytes are no
+    /// longer there gets those of the same digest that are.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn restore_blobs(&self, blobs: &[RestoredBlob], now_ms: i64) -> Result<Vec<Restored>, DbError> {
+    pub async fn restore_blobs(
+        &self,
+        blobs: &[RestoredBlob],
+        is_there: &IsThere<'_, UploadId>,
+        now_ms: i64,
+    ) -> Result<Vec<Restored>, DbError> {
         let mut answers = Vec::with_capacity(blobs.len());
         for blobs in blobs.chunks(BATCH) {
             let some = self.transact(|run: Run| async move {
                 let run = &run;
                 let mut answers = Vec::with_capacity(blobs.len());
                 for blob in blobs {
-                    answers.push(restore_blob(run, blob, now_ms).await?);
+                    answers.push(restore_blob(run, blob, is_there, now_ms).await?);
                 }
                 Ok(answers)
             });
@@ -95,18 +104,22 @@ impl Db {
     /// noted as changes: the numbers are those of tags, which come afterwards.
     ///
     /// Blobs that a manifest names without needing them get a link only if its record says that there was one: naming a digest gives no
-    /// right to read it.
+    /// right to read it. A manifest whose record is no longer there gets the one that is.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn restore_manifests(&self, manifests: &[RestoredManifest]) -> Result<Vec<Restored>, DbError> {
+    pub async fn restore_manifests(
+        &self,
+        manifests: &[RestoredManifest],
+        is_there: &IsThere<'_, str>,
+    ) -> Result<Vec<Restored>, DbError> {
         let mut answers = Vec::with_capacity(manifests.len());
         for manifests in manifests.chunks(BATCH) {
             let some = self.transact(|run: Run| async move {
                 let run = &run;
                 let mut answers = Vec::with_capacity(manifests.len());
                 for manifest in manifests {
-                    answers.push(restore_manifest(run, manifest).await?);
+                    answers.push(restore_manifest(run, manifest, is_there).await?);
                 }
                 Ok(answers)
             });
@@ -158,7 +171,12 @@ impl Db {
     }
 }
 
-async fn restore_blob(run: &Run, blob: &RestoredBlob, now_ms: i64) -> Result<Restored, Fault> {
+async fn restore_blob(
+    run: &Run,
+    blob: &RestoredBlob,
+    is_there: &IsThere<'_, UploadId>,
+    now_ms: i64,
+) -> Result<Restored, Fault> {
     let (digest, key) = (blob.digest.to_string(), blob.key.to_string());
     // Bytes that are about to be removed.
     let ended = sql!("select 1 from uploads where id = ? and status <> 0");
@@ -171,12 +189,27 @@ async fn restore_blob(run: &Run, blob: &RestoredBlob, now_ms: i64) -> Result<Res
     if run.insert(insert, values).await?.is_some() {
         return Ok(Restored::New);
     }
-    let same = sql!("select 1 from blobs where digest = ? and store_key = ?");
-    let same = run.one(same, values![digest, key]).await?.is_some();
-    Ok(if same { Restored::Known } else { Restored::Superseded })
+    let lock = sql!("select store_key from blobs where digest = ? for update");
+    let Some(row) = run.one(lock, values![digest.as_str()]).await? else {
+        return Err(Fault::Again("a blob was removed while it was restored"));
+    };
+    let had: UploadId = row.parse(0)?;
+    if had == blob.key {
+        return Ok(Restored::Known);
+    }
+    if is_there(&had) {
+        return Ok(Restored::Superseded);
+    }
+    let update = sql!("update blobs set store_key = ?, size = ? where digest = ?");
+    run.execute(update, values![key, db_size(blob.size), digest]).await?;
+    Ok(Restored::New)
 }
 
-async fn restore_manifest(run: &Run, restored: &RestoredManifest) -> Result<Restored, Fault> {
+async fn restore_manifest(
+    run: &Run,
+    restored: &RestoredManifest,
+    is_there: &IsThere<'_, str>,
+) -> Result<Restored, Fault> {
     let repository = repository::make(run, &restored.repository, restored.created_ms).await?;
     let digest = restored.digest.to_string();
     let references = References::of(&restored.manifest);
@@ -194,9 +227,20 @@ async fn restore_manifest(run: &Run, restored: &RestoredManifest) -> Result<Rest
         manifest::insert_references(run, repository, id, &references, true).await?;
         return Ok(Restored::New);
     }
-    let same = sql!("select 1 from manifests where repository_id = ? and digest = ? and record = ?");
-    let same = run.one(same, values![repository.0, digest, restored.record.as_str()]).await?.is_some();
-    Ok(if same { Restored::Known } else { Restored::Superseded })
+    let lock = sql!("select id, record from manifests where repository_id = ? and digest = ? for update");
+    let Some(row) = run.one(lock, values![repository.0, digest]).await? else {
+        return Err(Fault::Again("a manifest was removed while it was restored"));
+    };
+    let had = row.text(1)?;
+    if had == restored.record {
+        return Ok(Restored::Known);
+    }
+    if is_there(&had) {
+        return Ok(Restored::Superseded);
+    }
+    let update = sql!("update manifests set record = ? where id = ?");
+    run.execute(update, values![restored.record.as_str(), row.int(0)?]).await?;
+    Ok(Restored::New)
 }
 
 async fn restore_tag(run: &Run, restored: &RestoredTag) -> Result<Restored, Fault> {

@@ -98,7 +98,10 @@ impl Db {
         let pool = self.inner.pool.clone();
         let begun = apart(async move { pool.begin().await }).await;
         let transaction = Arc::new(begun.map_err(|error| Failed::Before(error.into()))?);
-        let result = work(Run::inside(&transaction, self.inner.dialect)).await;
+        let result = match self.inner.guard.check(&Run::inside(&transaction, self.inner.dialect)).await {
+            Ok(()) => work(Run::inside(&transaction, self.inner.dialect)).await,
+            Err(fault) => Err(fault),
+        };
         let transaction = Arc::into_inner(transaction)
             .ok_or_else(|| Failed::Before(Fault::Corrupt("a transaction is still used after its end".to_owned())))?;
         match result {

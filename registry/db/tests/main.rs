@@ -72,7 +72,9 @@ suite! {
         pages_show_everything,
         dangling_rows_are_found_and_repaired,
         a_forgotten_blob_heals_with_the_next_push,
-        everything_is_restored_from_what_the_store_knows;
+        everything_is_restored_from_what_the_store_knows,
+        what_is_lost_gets_what_is_there,
+        a_database_that_was_set_back_is_not_written_to;
     concurrency:
         one_digest_is_stored_once,
         an_upload_is_a_blob_or_ended,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use db::{
     BlobCommit, ChangeId, Collected, Db, DbConfig, DeleteManifest, DeletedManifest, Expected, Follows, ManifestPut,
-    NewBlob, NewManifest, PutManifestError, RepositoryId,
+    NewBlob, NewManifest, NewRecord, PutManifestError, RepositoryId,
 };
 use harness::{Host, MariaDb, Postgres, Run};
 use oci::upload::UploadId;
@@ -234,8 +234,7 @@ async fn put_expecting(
         repository: &repository,
         manifest,
         digest: &digest,
-        record: &record,
-        record_entry: &entry,
+        record: Some(NewRecord { name: &record, entry: &entry }),
         tags: &tags,
         now_ms,
         expected,

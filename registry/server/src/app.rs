@@ -68,6 +68,7 @@ impl App {
     pub(crate) async fn open(config: Config, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let db = Db::connect(&config.database).await.context("cannot open the database")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
+        store.claim(db.is_exclusive()).await.context("cannot open the store")?;
         tie::expect(&db, &store).await?;
         Self::with(config, db, store, metrics).await
     }
@@ -76,7 +77,8 @@ impl App {
     pub(crate) async fn open_to_rebuild(config: Config, merge: bool, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let db = Db::connect(&config.database).await.context("cannot open the database")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
-        tie::expect_for_rebuild(&db, &store, merge).await?;
+        store.claim(db.is_exclusive()).await.context("cannot open the store")?;
+        tie::begin_rebuild(&db, &store, merge).await?;
         Self::with(config, db, store, metrics).await
     }
 

@@ -101,6 +101,13 @@ impl Cache {
         self.catalog.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Something changed in nobody knows which repositories.
+    pub(crate) fn changed_everywhere(&self) {
+        for epoch in self.epochs.iter().chain([&self.catalog]) {
+            epoch.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
     pub(crate) fn repository(&self, name: &RepositoryName) -> Option<RepositoryId> {
         self.repositories.get(name)
     }

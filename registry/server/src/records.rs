@@ -1,6 +1,8 @@
 //! What the store is told besides bytes, so that the database can be rebuilt from it.
 
-use blobs::{ManifestRecord, RecordId, StoreEntry, StoreError, TagRecord, TagRecordName};
+use std::collections::HashMap;
+
+use blobs::{ManifestRecord, RecordId, Shard, StoreEntry, StoreError, TagRecord, TagRecordName};
 use db::{ChangeId, ChangeKind, DbError, ManifestRow, RepositoryId, TagMove, TagRow};
 use futures_util::{StreamExt as _, stream};
 use oci::{Digest, Manifest, Reference, RepositoryName, TagName};
@@ -138,12 +140,32 @@ pub(crate) async fn forget(app: &App, gone: &Gone<'_>) -> Result<(), StoreError>
     let told = tell.fold(Ok(()), async |told, one| told.and(one)).await;
     let removed = app.remove_now(gone.entries).await;
     match (&told, &removed) {
-        // Where there is no room for another record, the tag's own is gone instead.
-        (Err(StoreError::Full(_)), Ok(())) => Ok(()),
+        // Where there is no room for another record, all of the tag's are gone instead.
+        (Err(StoreError::Full(_)), Ok(())) => forget_older(app, gone).await,
         // The record that it is gone is the higher one.
         (Ok(()), Err(_)) if gone.entries.len() == gone.tags.len() => Ok(()),
         _ => told.and(removed),
     }
+}
+
+/// Removes all records of tags that are older than their deletion, also those that wait to be removed because higher ones replaced them.
+async fn forget_older(app: &App, gone: &Gone<'_>) -> Result<(), StoreError> {
+    let mut shards = HashMap::<Shard, Vec<TagRecordName>>::new();
+    for (tag, change) in gone.tags {
+        let name = TagRecordName::new(gone.repository, tag, change_number(*change));
+        shards.entry(name.shard()).or_default().push(name);
+    }
+    for (shard, names) in shards {
+        let found = app.store.list_tag_records(shard).await?.entries;
+        let is_older =
+            |found: &TagRecordName| names.iter().any(|name| name.of() == found.of() && found.change() < name.change());
+        let older: Vec<_> =
+            found.iter().map(|record| record.name).filter(is_older).map(StoreEntry::TagRecord).collect();
+        for (_, result) in app.store.remove(&older).await {
+            result?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes what the database says of a tag, now.

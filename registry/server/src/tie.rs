@@ -7,13 +7,12 @@
 //! Processes on a server look again and again: while the name is gone, because the database is being rebuilt, or it is older than they saw it,
 //! because a backup was restored, they answer nothing, and what they remember of it is worth nothing.
 
-use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use blobs::{Store, StoreIdentity};
-use db::{Db, DbError};
+use db::{ChangeId, Db, DbError, Mark};
 use parking_lot::Mutex;
 
 /// The name of the setting that holds the store's name.
@@ -39,7 +38,7 @@ pub(crate) enum Untied {
     #[error("the database is that of store {database}, and this is store {store}")]
     Other { store: String, database: String },
     #[error(
-        "the database is older than the store: it has come to change {database}, and there was a change {store}; \
+        "the database is older than the store, or was: it has come to change {database}, and does not have change {store}, which was made; \
          `registry rebuild --merge` adds what it has missed"
     )]
     Older { store: i64, database: i64 },
@@ -50,15 +49,23 @@ pub(crate) enum Untied {
 struct Facts {
     store: Option<StoreIdentity>,
     database: Option<String>,
+    /// How far the database has come.
     change: i64,
+    /// Whether it has the change that the store has seen.
+    reached: bool,
     store_is_empty: bool,
     database_is_empty: bool,
 }
 
 impl Facts {
     async fn of(db: &Db, store: &Store) -> anyhow::Result<Self> {
+        let identity = store.identity().await.context("cannot read the store's name")?;
         Ok(Self {
-            store: store.identity().await.context("cannot read the store's name")?,
+            reached: match &identity {
+                Some(identity) => db.has_reached(&mark_of(identity)).await?,
+                None => true,
+            },
+            store: identity,
             database: db.setting(SETTING).await.context("cannot read the name of the database's store")?,
             change: db.latest_change().await?.0,
             store_is_empty: store.is_empty().await?,
@@ -72,7 +79,7 @@ impl Facts {
             (Some(store), Some(database)) if store.id != *database => {
                 Err(Untied::Other { store: store.id.clone(), database: database.clone() })
             }
-            (Some(store), Some(_)) if store.change > self.change => {
+            (Some(store), Some(_)) if !self.reached => {
                 Err(Untied::Older { store: store.change, database: self.change })
             }
             (Some(_), Some(_)) => Ok(false),
@@ -87,17 +94,25 @@ impl Facts {
         }
     }
 
-    /// Whether a rebuild may begin, and whether processes that run may remember another state of the database than it is in.
-    fn judge_rebuild(&self) -> Result<bool, Untied> {
+    /// Whether a rebuild may begin.
+    fn judge_rebuild(&self) -> Result<(), Untied> {
         match (&self.store, &self.database) {
             (Some(store), Some(database)) if store.id != *database => {
                 Err(Untied::Other { store: store.id.clone(), database: database.clone() })
             }
             _ if self.store_is_empty && !self.database_is_empty => Err(Untied::Stranger),
-            (Some(store), Some(_)) if store.change > self.change => Ok(true),
-            _ => Ok(self.database_is_empty || self.database.is_none()),
+            _ => Ok(()),
         }
     }
+}
+
+/// How far the store has seen its database come.
+fn mark_of(identity: &StoreIdentity) -> Mark {
+    Mark { change: ChangeId(identity.change), made: identity.made.clone() }
+}
+
+fn identity(id: String, mark: Mark) -> StoreIdentity {
+    StoreIdentity::new(id, mark.change.0, mark.made)
 }
 
 /// Fails unless they belong to each other; two that are new are tied.
@@ -111,17 +126,19 @@ pub(crate) async fn expect_to_read(db: &Db, store: &Store) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Fails if a rebuild would bring together what does not belong together, or add to a database that nobody said it should. What processes that
-/// still run remember of one that was lost or set back would be wrong of the one that becomes of it: waits until they have noticed.
-pub(crate) async fn expect_for_rebuild(db: &Db, store: &Store, merge: bool) -> anyhow::Result<()> {
+/// Fails if a rebuild would bring together what does not belong together, or add to a database that nobody said it should.
+///
+/// The database has no name from here on, so that one that is not rebuilt to its end is not served. Processes that still run may remember
+/// another state of it than it is in, and what one of them deletes meanwhile would be brought back: waits until they have noticed.
+pub(crate) async fn begin_rebuild(db: &Db, store: &Store, merge: bool) -> anyhow::Result<()> {
     let facts = Facts::of(db, store).await?;
-    let is_remembered_otherwise = facts.judge_rebuild()?;
+    facts.judge_rebuild()?;
     anyhow::ensure!(
         merge || facts.database_is_empty,
         "the database is not empty; --merge adds to it what only the store has"
     );
-    if is_remembered_otherwise && !db.is_exclusive() {
-        db.remove_setting(SETTING).await?;
+    db.remove_setting(SETTING).await?;
+    if !db.is_exclusive() {
         tracing::info!("waiting until processes that still run have noticed");
         tokio::time::sleep(NOTICED).await;
     }
@@ -135,8 +152,8 @@ pub(crate) async fn tie(db: &Db, store: &Store) -> anyhow::Result<()> {
         None => hex::encode(rand::random::<[u8; 16]>()),
     };
     let id = db.setting_or_insert(SETTING, &ours).await?;
-    let change = db.latest_change().await?.0;
-    store.put_identity(&StoreIdentity::new(id, change)).await.context("cannot write the store's name")
+    let mark = db.mark().await?;
+    store.put_identity(&identity(id, mark)).await.context("cannot write the store's name")
 }
 
 /// What a process that serves knows of it.
@@ -147,23 +164,27 @@ pub(crate) struct Tie {
     id: String,
     seen: Mutex<Instant>,
     gone: AtomicBool,
-    /// The latest change that the database was seen to have.
-    change: AtomicI64,
-    /// The one that the store was told.
-    noted: AtomicI64,
+    /// How far the database was seen to have come.
+    mark: Mutex<Mark>,
+    /// The change that the store was told.
+    noted: Mutex<ChangeId>,
 }
 
 impl Tie {
-    /// Of two that were just found to belong together.
+    /// Of two that were just found to belong together. Only this database is written to from now on.
     pub(crate) async fn of(db: &Db, store: &Store) -> anyhow::Result<Self> {
-        let noted = store.identity().await?.map_or(0, |identity| identity.change);
+        let noted = store.identity().await?.as_ref().map(mark_of).unwrap_or_default();
+        let id = db.setting(SETTING).await?.unwrap_or_default();
+        if !id.is_empty() {
+            db.belong(SETTING, &id, &noted);
+        }
         Ok(Self {
             exclusive: db.is_exclusive(),
-            id: db.setting(SETTING).await?.unwrap_or_default(),
+            id,
             seen: Mutex::new(Instant::now()),
             gone: AtomicBool::new(false),
-            change: AtomicI64::new(noted),
-            noted: AtomicI64::new(noted),
+            noted: Mutex::new(noted.change),
+            mark: Mutex::new(noted),
         })
     }
 
@@ -172,46 +193,49 @@ impl Tie {
         self.exclusive || (!self.gone.load(Ordering::Acquire) && self.seen.lock().elapsed() < SEEN_MAX)
     }
 
-    /// Looks. What is remembered of the database is forgotten before it counts again.
-    pub(crate) async fn look(&self, db: &Db, forget: impl FnOnce()) -> Result<(), DbError> {
+    /// Looks. What is remembered of the database is forgotten when it is lost, and again before it counts again.
+    pub(crate) async fn look(&self, db: &Db, forget: impl Fn()) -> Result<(), DbError> {
+        if self.exclusive {
+            return Ok(());
+        }
         let is_ours = db.setting(SETTING).await?.is_some_and(|id| id == self.id);
-        let change = db.latest_change().await?.0;
-        if !is_ours {
-            self.lose(&"the database is being rebuilt, or is another one now");
+        let before = self.mark.lock().clone();
+        let why = if !is_ours {
             // Whatever it will have come to when it is back.
-            self.change.store(0, Ordering::Release);
-            self.noted.store(0, Ordering::Release);
+            *self.mark.lock() = Mark::default();
+            *self.noted.lock() = ChangeId::default();
+            db.belong(SETTING, &self.id, &Mark::default());
+            "the database is being rebuilt, or is another one now".to_owned()
+        } else if !db.has_reached(&before).await? {
+            Untied::Older { store: before.change.0, database: db.latest_change().await?.0 }.to_string()
+        } else {
+            if !self.holds() {
+                forget();
+                tracing::info!("the database is back");
+            }
+            let mark = db.mark().await?;
+            db.belong(SETTING, &self.id, &mark);
+            *self.mark.lock() = mark;
+            *self.seen.lock() = Instant::now();
+            self.gone.store(false, Ordering::Release);
             return Ok(());
-        }
-        let before = self.change.load(Ordering::Acquire);
-        if change < before {
-            self.lose(&Untied::Older { store: before, database: change });
-            return Ok(());
-        }
-        if !self.holds() {
-            forget();
-            tracing::info!("the database is back");
-        }
-        self.change.store(change, Ordering::Release);
-        *self.seen.lock() = Instant::now();
-        self.gone.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    fn lose(&self, why: &dyn Display) {
+        };
         if !self.gone.swap(true, Ordering::AcqRel) {
+            forget();
             tracing::error!("{why}; nothing is answered until it is back");
         }
+        Ok(())
     }
 
     /// Lets the store know how far the database has come.
     pub(crate) async fn note(&self, db: &Db, store: &Store) -> anyhow::Result<()> {
-        let change = db.latest_change().await?.0;
-        if !self.holds() || change <= self.noted.load(Ordering::Acquire) {
+        let mark = db.mark().await?;
+        let change = mark.change;
+        if !self.holds() || change <= *self.noted.lock() {
             return Ok(());
         }
-        store.put_identity(&StoreIdentity::new(self.id.clone(), change)).await?;
-        self.noted.store(change, Ordering::Release);
+        store.put_identity(&identity(self.id.clone(), mark)).await?;
+        *self.noted.lock() = change;
         Ok(())
     }
 }
@@ -222,9 +246,10 @@ mod tests {
 
     fn facts(store: Option<(&str, i64)>, database: Option<(&str, i64)>) -> Facts {
         Facts {
-            store: store.map(|(id, change)| StoreIdentity::new(id.to_owned(), change)),
+            store: store.map(|(id, change)| StoreIdentity::new(id.to_owned(), change, String::new())),
             database: database.map(|(id, _)| id.to_owned()),
             change: database.map_or(0, |(_, change)| change),
+            reached: store.is_none_or(|(_, seen)| database.is_some_and(|(_, change)| change >= seen)),
             ..Facts::default()
         }
     }
@@ -240,11 +265,8 @@ mod tests {
         assert_eq!(facts(Some(("a", 5)), Some(("b", 5))).judge(), Err(other.clone()));
         assert_eq!(facts(Some(("a", 5)), Some(("b", 5))).judge_rebuild(), Err(other));
         // Yesterday's database, one that was broken off, and one whose store lost its name, are what a rebuild is for.
-        let older = facts(Some(("a", 5)), Some(("a", 4)));
-        let broken_off = Facts { database_is_empty: true, ..facts(Some(("a", 5)), None) };
-        let nameless = facts(None, Some(("a", 4)));
-        for (facts, is_remembered_otherwise) in [(older, true), (broken_off, true), (nameless, false)] {
-            assert_eq!(facts.judge_rebuild(), Ok(is_remembered_otherwise));
+        for facts in [facts(Some(("a", 5)), Some(("a", 4))), facts(Some(("a", 5)), None), facts(None, Some(("a", 4)))] {
+            assert_eq!(facts.judge_rebuild(), Ok(()));
         }
     }
 

@@ -31,6 +31,7 @@ const CONFIG: &str = "[gc]\nlease = \"1h\"\ninterval = \"100ms\"\n";
 pub(super) fn cases() -> Vec<Case> {
     vec![
         rooted("registry disks: the store's disk is full: 507, the space comes back, nothing is lost", store),
+        rooted("registry disks: a tag is deleted on a full disk, and a rebuild does not bring it back", deletion),
         rooted("registry disks: the database's disk is full: 507, nothing is lost, works again", database),
         anywhere("registry disks: the database's disk fails again and again: what got a 201 stays", flickers),
     ]
@@ -112,6 +113,34 @@ fn store(run: &Run) -> CaseResult {
     fs::remove_file(filler)?;
     no_uploads(disk.path())?;
     site.fsck(&["--deep"])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+/// A deletion whose record finds no room takes all records of the tag away, also one that waits to be removed.
+fn deletion(run: &Run) -> CaseResult {
+    let disk = SmallDisk::new(run, "disk", DISK_BYTES)?;
+    let database = run.data_dir("database")?;
+    let mut site = site(run, disk.path(), &database)?;
+    let mut client = site.client();
+    let images = [1, 2].map(|seed| Manifest::image(&seed.to_string(), &[Blob::random(3000, 430 + seed)]));
+    let records = || crate::faults_data::probe::files(&disk.path().join("store/records/tags"));
+    client.push_image("a/b", "t", &images[0])?;
+    let first = records().pop().context("a tag's record")?;
+    let content = fs::read(&first)?;
+    client.push_image("a/b", "t", &images[1])?;
+    site.wait_removals()?;
+    // As if nobody had come to remove it.
+    fs::write(&first, content)?;
+    let filler = disk.fill()?;
+    client.delete_manifest("a/b", "t")?.is(202, "a delete on a full disk")?;
+    let left = records();
+    ensure!(left.is_empty(), "{left:?} would bring the tag back");
+    fs::remove_file(filler)?;
+    site.stop()?;
+    fs::remove_dir_all(&database)?;
+    site.registries[0].command("rebuild").run(Duration::from_secs(60))?;
+    site.registries[0].restart()?;
+    site.client().manifest("a/b", "t")?.refuses(404, "MANIFEST_UNKNOWN", "a tag that was deleted")?;
     Ok(Outcome::Passed)
 }
 

@@ -299,9 +299,13 @@ fn pushed_again(site: &mut Site, content: &Content) -> Result<()> {
     let blob = &image.blobs[2];
     site.servers.spoil(&bytes_of(site, blob)?, None)?;
     let mut client = site.client();
+    client.mount("elsewhere/too", blob, Some(REPOSITORY))?.is(201, "a mount")?;
     client.try_push(REPOSITORY, blob)?.asks_to_come_back("UNAVAILABLE", "a push of what was lost")?;
     client.push(REPOSITORY, blob)?;
     client.pulls(REPOSITORY, "latest", image).context("pushed again")?;
+    // Whoever had it elsewhere is told to push it, too.
+    let elsewhere = client.head_blob("elsewhere/too", blob)?;
+    ensure!(elsewhere == 404, "in another repository the blob that was lost is {elsewhere}");
     site.wait_removals()?;
     site.fsck(&["--deep"])?.is_clean().context("pushed again")
 }

@@ -11,6 +11,7 @@ use harness::{Run, S3Kind};
 
 use super::{
     content::{Blob, Manifest},
+    http::Connection,
     site::{Database, Servers, Site, Storage},
 };
 use crate::{
@@ -172,9 +173,25 @@ fn mixes_up_nothing(run: &Run, database: Database, storage: Storage) -> CaseResu
     for (name, image) in images.iter().rev() {
         client.push_image(name, "v1", image)?;
     }
+    // A push that is under way all the time.
+    let late = Blob::random(3000, 841);
+    let (half, rest) = late.bytes.split_at(1500);
+    let mut slow = Connection::open(site.registries[0].addr())?;
+    let upload = client.begin("team5/app")?;
+    let digest = format!("{upload}{}digest={}", if upload.contains('?') { '&' } else { '?' }, late.digest);
+    slow.head("PUT", &digest, &[("content-length", "3000")])?;
+    slow.write(half)?;
     site.servers.empty_database()?;
     site.registries[0].command("rebuild").run(REBUILD)?;
     let begun = Instant::now();
+    slow.write(rest)?;
+    let answer = slow.response(false)?;
+    for name in images.keys() {
+        let expected = if answer.status == 201 && name == "team5/app" { 200 } else { 404 };
+        wait_until("it answers", SETTLE, || Ok(client.head_blob(name, &late)? != 503))?;
+        let found = client.head_blob(name, &late)?;
+        ensure!(found == expected, "a late push got {}, and its blob is {found} in {name}", answer.status);
+    }
     let end = begun + SETTLE;
     for (name, image) in &images {
         loop {

@@ -86,7 +86,10 @@ pub(super) async fn a_store_keeps_its_identity(place: &Place) -> Result<()> {
     let store = place.open().await?;
     ensure!(store.identity().await?.is_none(), "a store that was never served has no identity");
     ensure!(store.is_empty().await?, "there is nothing yet");
-    for identity in [StoreIdentity::new("one".to_owned(), 0), StoreIdentity::new("one".to_owned(), 17)] {
+    for identity in [
+        StoreIdentity::new("one".to_owned(), 0, String::new()),
+        StoreIdentity::new("one".to_owned(), 17, "5 sha256:a".to_owned()),
+    ] {
         store.put_identity(&identity).await?;
         ensure!(place.open().await?.identity().await? == Some(identity));
     }

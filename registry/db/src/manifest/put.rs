@@ -39,6 +39,7 @@ impl References {
 enum Refusal {
     MissingBlobs(Vec<String>),
     MissingManifests(Vec<String>),
+    NoRecord,
     Unmet(Unmet),
 }
 
@@ -118,6 +119,7 @@ impl Db {
         let put = outcome.map_err(|refusal| match refusal {
             Refusal::MissingBlobs(missing) => PutManifestError::MissingBlobs(digests(missing)),
             Refusal::MissingManifests(missing) => PutManifestError::MissingManifests(digests(missing)),
+            Refusal::NoRecord => PutManifestError::NoRecord,
             Refusal::Unmet(unmet) => PutManifestError::Unmet(unmet),
         })?;
         self.remember(new.repository, put.repository);
@@ -172,9 +174,10 @@ impl Put<'_> {
         if let Err(unmet) = self.check(run, existing.is_some()).await? {
             return Ok(Err(Refusal::Unmet(unmet)));
         }
-        let (id, change) = match existing {
-            Some(id) => (id, None),
-            None => self.create(run).await?,
+        let (id, change) = match (existing, self.new.record) {
+            (Some(id), _) => (id, None),
+            (None, Some(record)) => self.create(run, record.name).await?,
+            (None, None) => return Ok(Err(Refusal::NoRecord)),
         };
         let mut moves = Vec::with_capacity(self.tags.len());
         for tag in self.tags {
@@ -231,9 +234,8 @@ impl Put<'_> {
             return Ok(Err(Refusal::MissingManifests(missing)));
         }
         let Some((id, record)) = existing else { return Ok(Ok(None)) };
-        if record != self.new.record {
-            let entry = (self.new.record_entry.to_owned(), 0);
-            removal::add(run, &[entry], self.new.now_ms).await?;
+        if let Some(new) = self.new.record.filter(|new| new.name != record) {
+            removal::add(run, &[(new.entry.to_owned(), 0)], self.new.now_ms).await?;
         }
         if self.tags.is_empty() {
             touch(run, id, self.new.now_ms).await?;
@@ -256,13 +258,13 @@ impl Put<'_> {
         self.new.expected.is_some_and(|expected| matches!(expected.reference, Reference::Tag(named) if named == tag))
     }
 
-    async fn create(&self, run: &Run) -> Result<(ManifestId, Option<ChangeId>), Fault> {
+    async fn create(&self, run: &Run, record: &str) -> Result<(ManifestId, Option<ChangeId>), Fault> {
         let new = self.new;
-        let id = insert(run, self.repository, self.digest, new.manifest, new.record, new.now_ms).await?;
+        let id = insert(run, self.repository, self.digest, new.manifest, record, new.now_ms).await?;
         let Some(id) = id else {
             let taken = sql!("select 1 from manifests where record = ?");
-            return Err(match run.one(taken, values![new.record]).await? {
-                Some(_) => Fault::Corrupt(format!("{:?} is the record of another manifest", new.record)),
+            return Err(match run.one(taken, values![record]).await? {
+                Some(_) => Fault::Corrupt(format!("{record:?} is the record of another manifest")),
                 None => Fault::Again("a manifest was pushed by somebody else at the same time"),
             });
         };

@@ -48,7 +48,7 @@ pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
     const REFERRERS: usize = 3000;
     let db = &ground.db;
     let blob = RestoredBlob { digest: digest("config"), size: 6, key: key(1) };
-    db.restore_blobs(&[blob], 0).await.unwrap();
+    db.restore_blobs(&[blob], &|_| true, 0).await.unwrap();
     let manifest = image(&[digest("config")], json!({}));
     let restored = |name: String, record: usize| RestoredManifest {
         repository: repository(&name),
@@ -59,7 +59,7 @@ pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
         foreign: Vec::new(),
     };
     let many: Vec<_> = (0..REPOSITORIES).map(|number| restored(format!("r{number:05}"), number)).collect();
-    db.restore_manifests(&many).await.unwrap();
+    db.restore_manifests(&many, &|_| true).await.unwrap();
     let tags: Vec<_> = (0..TAGS)
         .map(|number| RestoredTag {
             repository: repository("r00500"),
@@ -81,7 +81,7 @@ pub(crate) async fn lists_of_many_are_quick(ground: &Ground) {
             RestoredManifest { manifest, digest, ..restored("r00500".into(), REPOSITORIES + number) }
         })
         .collect();
-    db.restore_manifests(&referrers).await.unwrap();
+    db.restore_manifests(&referrers, &|_| true).await.unwrap();
     let a = id(db, "r00500").await;
     quick("a page of referrers", async || {
         let page = db.referrers(a, &digest("subject"), None, Some("sha256:8"), 100).await.unwrap();

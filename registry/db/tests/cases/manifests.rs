@@ -81,8 +81,7 @@ pub(crate) async fn pushing_again_changes_nothing(ground: &Ground) {
         repository: &name,
         manifest: &other,
         digest: &digest_of(&other),
-        record: &row.record,
-        record_entry: entry,
+        record: Some(db::NewRecord { name: &row.record, entry }),
         tags: &[],
         now_ms: 7,
         expected: None,
@@ -90,6 +89,14 @@ pub(crate) async fn pushing_again_changes_nothing(ground: &Ground) {
     };
     let Err(PutManifestError::Db(error)) = db.put_manifest(&new).await else { panic!() };
     assert!(matches!(error, db::DbError::Corrupt(_)), "{error:?}");
+    // Without a record it has to be there.
+    let unrecorded = db::NewManifest { record: None, ..new };
+    let refused = db.put_manifest(&unrecorded).await;
+    assert!(matches!(refused, Err(PutManifestError::NoRecord)), "{refused:?}");
+    let there =
+        db::NewManifest { manifest: &manifest, digest: &digest_of(&manifest), tags: &[tag("later")], ..unrecorded };
+    assert!(db.put_manifest(&there).await.unwrap().tags[0].moved);
+    assert!(take_removals(db).await.is_empty());
 }
 
 pub(crate) async fn tags_move_and_their_history_stays(ground: &Ground) {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use db::{
-    BlobId, ChangeId, Dangling, Db, ManifestId, ManifestRow, NeededBy, Restored, RestoredBlob, RestoredManifest,
+    BlobId, ChangeId, Dangling, Db, ManifestId, ManifestRow, Mark, NeededBy, Restored, RestoredBlob, RestoredManifest,
     RestoredTag, TagRow,
 };
 use oci::Reference;
@@ -151,7 +151,7 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
         key: key(content.len() as u64 * 100 + u64::from(content.as_bytes()[1])),
     });
     let twice = RestoredBlob { key: key(77), ..blobs[0].clone() };
-    let answers = db.restore_blobs(&[&blobs[..], &[twice, blobs[1].clone()]].concat(), 5).await.unwrap();
+    let answers = db.restore_blobs(&[&blobs[..], &[twice, blobs[1].clone()]].concat(), &|_| true, 5).await.unwrap();
     let (new, known, superseded) = (Restored::New, Restored::Known, Restored::Superseded);
     assert_eq!(answers, [new, new, new, superseded, known]);
     let restored = |repository: &str, manifest: oci::Manifest, record: &str| RestoredManifest {
@@ -178,7 +178,7 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
         restored("d", foreign(), "r5"),
         RestoredManifest { foreign: vec![digest("two"), digest("gone")], ..restored("e", foreign(), "r6") },
     ];
-    let answers = db.restore_manifests(&manifests).await.unwrap();
+    let answers = db.restore_manifests(&manifests, &|_| true).await.unwrap();
     assert_eq!(answers, [new, new, new, superseded, known, new, new]);
     assert_eq!(db.link(id(db, "d").await, &digest("two")).await.unwrap(), None);
     let two = &[digest("two"), digest("gone")];
@@ -232,6 +232,63 @@ pub(crate) async fn everything_is_restored_from_what_the_store_knows(ground: &Gr
     assert!(matches!(&dangling[..], [Dangling::BlobWithoutLink { digest, .. }] if *digest == blobs[2].digest));
     db.repair(&dangling, 7, 7, &blob_entry).await.unwrap();
     assert!(take_removals(db).await.contains(&blob_entry(blobs[2].key, &blobs[2].digest, 6)));
-    assert_eq!(db.restore_blobs(&blobs[2..], 8).await.unwrap(), [superseded], "its bytes are about to go");
+    assert_eq!(db.restore_blobs(&blobs[2..], &|_| true, 8).await.unwrap(), [superseded], "its bytes are about to go");
     assert_eq!(collect_all(db, 10_000).await.unlinked, 0);
+}
+
+/// Rows of a backup, whose bytes and record are gone, and those that were pushed since.
+pub(crate) async fn what_is_lost_gets_what_is_there(ground: &Ground) {
+    let db = &ground.db;
+    let digest = push_image(db, "a", "one", &["t"], 1, 1).await;
+    let blob = RestoredBlob { digest: crate::support::digest("one"), size: 3, key: key(50) };
+    let manifest = RestoredManifest {
+        repository: repository("a"),
+        digest,
+        manifest: image(&[blob.digest.clone()], json!({})),
+        record: "later".to_owned(),
+        created_ms: 3,
+        foreign: Vec::new(),
+    };
+    let (blobs, manifests) = ([blob.clone()], [manifest]);
+    assert_eq!(db.restore_blobs(&blobs, &|_| true, 5).await.unwrap(), [Restored::Superseded]);
+    assert_eq!(db.restore_blobs(&blobs, &|had| *had != key(1), 5).await.unwrap(), [Restored::New]);
+    assert_eq!(db.restore_blobs(&blobs, &|_| false, 5).await.unwrap(), [Restored::Known]);
+    assert_eq!(db.link(id(db, "a").await, &blob.digest).await.unwrap().unwrap().key, key(50));
+    assert_eq!(db.restore_manifests(&manifests, &|_| true).await.unwrap(), [Restored::Superseded]);
+    assert_eq!(db.restore_manifests(&manifests, &|had| had == "later").await.unwrap(), [Restored::New]);
+    assert_eq!(db.restore_manifests(&manifests, &|_| false).await.unwrap(), [Restored::Known]);
+    assert_eq!(db.manifests_page(ManifestId(0), 10).await.unwrap()[0].record, "later");
+}
+
+pub(crate) async fn a_database_that_was_set_back_is_not_written_to(ground: &Ground) {
+    let db = &ground.db;
+    assert_eq!(db.mark().await.unwrap(), Mark::default());
+    assert!(db.has_reached(&Mark::default()).await.unwrap());
+    push_image(db, "a", "one", &["t"], 1, 1).await;
+    let mark = db.mark().await.unwrap();
+    assert!(mark.change == db.latest_change().await.unwrap() && db.has_reached(&mark).await.unwrap());
+    let unknown = Mark { made: String::new(), ..mark.clone() };
+    let other = Mark { made: "5 sha256:another".to_owned(), ..mark.clone() };
+    let later = Mark { change: ChangeId(mark.change.0 + 1), ..mark.clone() };
+    for (mark, reached) in [(&unknown, true), (&other, false), (&later, false)] {
+        assert_eq!(db.has_reached(mark).await.unwrap(), reached, "{mark:?}");
+    }
+    assert!(!db.has_reached(&Mark { made: String::new(), ..later.clone() }).await.unwrap());
+    db.setting_or_insert("store", "ours").await.unwrap();
+    let write = || async { db.remove_setting("unrelated").await };
+    // The one process of a file has nobody who could set it back.
+    let refused = |result: Result<(), db::DbError>, what: &str| {
+        let refused = matches!(result, Err(db::DbError::NotOurs));
+        assert_eq!(refused, !db.is_exclusive(), "{what}: {result:?}");
+    };
+    for mark in [&mark, &unknown, &Mark::default()] {
+        db.belong("store", "ours", mark);
+        write().await.unwrap();
+    }
+    db.belong("store", "theirs", &mark);
+    refused(write().await, "another name");
+    for mark in [&other, &later] {
+        db.belong("store", "ours", mark);
+        refused(write().await, "another change");
+    }
 }

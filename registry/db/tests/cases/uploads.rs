@@ -130,4 +130,6 @@ pub(crate) async fn settings_are_the_same_for_all(ground: &Ground) {
     assert_eq!(values.len(), 1, "{values:?}");
     assert_eq!(db.setting("key").await.unwrap(), values.into_iter().next());
     assert_eq!(db.setting("KEY").await.unwrap(), None);
+    db.remove_setting("key").await.unwrap();
+    assert_eq!(db.setting("key").await.unwrap(), None);
 }

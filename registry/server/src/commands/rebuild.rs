@@ -1,15 +1,18 @@
 //! `registry rebuild`: fills an empty database from the store alone.
 
+use std::collections::HashSet;
+
 use blobs::Shard;
 use db::{ChangeId, Dangling, Restored, RestoredBlob, RestoredManifest, RestoredTag};
 use oci::Manifest;
+use oci::upload::UploadId;
 use serde::Serialize;
 use service::metrics::Metrics;
 
 use super::say;
 use crate::app::App;
 use crate::config::Config;
-use crate::tie;
+use crate::{records, tie};
 
 /// Flags of `registry rebuild`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -46,8 +49,12 @@ pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()>
     let metrics = Metrics::new("registry", env!("CARGO_PKG_VERSION"));
     let app = App::open_to_rebuild(config, args.merge, &metrics).await?;
     let mut report = Report::default();
-    blobs(&app, &mut report).await?;
-    manifests(&app, &mut report).await?;
+    let present = match app.db.is_empty().await? {
+        true => None,
+        false => Some(Present::list(&app).await?),
+    };
+    blobs(&app, &mut report, present.as_ref()).await?;
+    manifests(&app, &mut report, present.as_ref()).await?;
     tags(&app, &mut report).await?;
     report.unneeded = unneeded(&app).await?;
     tie::tie(&app.db, &app.store).await?;
@@ -94,7 +101,43 @@ async fn unneeded(app: &App) -> anyhow::Result<u64> {
     Ok(dangling.iter().filter(|row| matches!(row, Dangling::BlobWithoutLink { .. })).count() as u64)
 }
 
-async fn blobs(app: &App, report: &mut Report) -> anyhow::Result<()> {
+/// What the store has, where the database may name what it has no longer.
+struct Present {
+    blobs: HashSet<UploadId>,
+    records: HashSet<String>,
+}
+
+impl Present {
+    async fn list(app: &App) -> anyhow::Result<Self> {
+        let mut present = Self { blobs: HashSet::new(), records: HashSet::new() };
+        for shard in Shard::all() {
+            let blobs = app.store.list_blobs(shard).await?.entries;
+            present.blobs.extend(blobs.iter().filter(|blob| blob.is_whole()).map(|blob| blob.key));
+            let records = app.store.list_manifest_records(shard).await?.entries;
+            let whole = records.iter().filter(|entry| entry.record.is_ok());
+            present.records.extend(whole.map(|entry| entry.name.to_string()));
+        }
+        Ok(present)
+    }
+}
+
+/// Without what was given up on purpose and waits to be removed.
+async fn kept<T>(
+    app: &App,
+    report: &mut Report,
+    found: Vec<T>,
+    entry: impl Fn(&T) -> String,
+) -> anyhow::Result<Vec<T>> {
+    let entries: Vec<String> = found.iter().map(entry).collect();
+    let due = app.db.removals_known(&entries).await?;
+    let kept: Vec<T> =
+        found.into_iter().zip(&entries).filter(|(_, entry)| !due.contains(*entry)).map(|(found, _)| found).collect();
+    report.superseded += (entries.len() - kept.len()) as u64;
+    Ok(kept)
+}
+
+async fn blobs(app: &App, report: &mut Report, present: Option<&Present>) -> anyhow::Result<()> {
+    let is_there = |key: &UploadId| present.is_none_or(|present| present.blobs.contains(key));
     for shard in Shard::all() {
         let mut found = Vec::new();
         for blob in app.store.list_blobs(shard).await?.entries {
@@ -105,8 +148,10 @@ async fn blobs(app: &App, report: &mut Report) -> anyhow::Result<()> {
                 _ => report.skipped.push(format!("blob {}: its bytes are not all there", blob.key)),
             }
         }
+        let entry = |blob: &RestoredBlob| records::blob_entry(blob.key, &blob.digest, blob.size);
+        let found = kept(app, report, found, entry).await?;
         for batch in found.chunks(BATCH) {
-            for restored in app.db.restore_blobs(batch, app.now_ms()).await? {
+            for restored in app.db.restore_blobs(batch, &is_there, app.now_ms()).await? {
                 report.blobs += report.count(restored);
             }
         }
@@ -114,7 +159,8 @@ async fn blobs(app: &App, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn manifests(app: &App, report: &mut Report) -> anyhow::Result<()> {
+async fn manifests(app: &App, report: &mut Report, present: Option<&Present>) -> anyhow::Result<()> {
+    let is_there = |record: &str| present.is_none_or(|present| present.records.contains(record));
     let limits = app.stored_manifest_limits();
     for shard in Shard::all() {
         let mut found = Vec::new();
@@ -138,8 +184,9 @@ async fn manifests(app: &App, report: &mut Report) -> anyhow::Result<()> {
                 Err(error) => report.skipped.push(format!("record {}: {error}", entry.name)),
             }
         }
+        let found = kept(app, report, found, |manifest| records::manifest_entry(&manifest.record)).await?;
         for batch in found.chunks(BATCH) {
-            for restored in app.db.restore_manifests(batch).await? {
+            for restored in app.db.restore_manifests(batch, &is_there).await? {
                 report.manifests += report.count(restored);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use ::http::{Response, StatusCode};
 use bytes::{Bytes, BytesMut};
-use db::{DbError, DeleteManifest, Expected, NewManifest, PutManifestError, StoredManifest};
+use db::{DbError, DeleteManifest, Expected, ManifestPut, NewManifest, NewRecord, PutManifestError, StoredManifest};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
 use hyper::body::Incoming;
@@ -86,46 +86,26 @@ pub(super) async fn put(
     let content_type = call.header(CONTENT_TYPE);
     let manifest = Manifest::parse(raw, content_type, &app.manifest_limits())
         .map_err(|error| Failure::with_status(error.status(), error.code(), error.to_string()))?;
-    // A manifest that is there already has its record; then only tags move.
     let (digest, is_there) = digest_of(app, name, reference, &manifest).await?;
-    let record = records::Record::new(app, name, &manifest, &digest).await?;
-    if !is_there {
-        app.db.expect_references(app.repository(name).await?, &manifest).await.map_err(refused)?;
-        app.store.put_manifest_record(&record.manifest).await?;
-    }
-    let put = app
-        .db
-        .put_manifest(&NewManifest {
-            repository: name,
-            manifest: &manifest,
-            digest: &digest,
-            record: &record.name,
-            record_entry: &record.entry,
-            tags: &tags,
-            now_ms: app.now_ms(),
-            expected: (!condition.is_empty()).then_some(Expected { reference, condition: &condition }),
-            require_references: true,
-        })
-        .await;
-    let put = match put {
-        Ok(put) => put,
-        Err(error) => {
-            if matches!(&error, PutManifestError::Db(error) if error.is_in_doubt()) {
-                // It may be there: then its record has to be, too, those of the tags, and what we remember is of before.
-                tags.iter().for_each(|tag| app.unsettled.tag(name, tag));
-                if let Ok(Some(repository)) = app.repository(name).await {
-                    app.cache.changed(repository);
-                }
-            } else if !is_there {
-                records::withdraw(app, &record).await;
-            }
-            return Err(refused(error));
-        }
+    let new = NewManifest {
+        repository: name,
+        manifest: &manifest,
+        digest: &digest,
+        record: None,
+        tags: &tags,
+        now_ms: app.now_ms(),
+        expected: (!condition.is_empty()).then_some(Expected { reference, condition: &condition }),
+        require_references: true,
     };
-    if is_there && put.created {
-        // It was deleted between our look and our commit: the record has to be there before we answer.
-        app.store.put_manifest_record(&record.manifest).await?;
-    }
+    // One that is there already has its record; then only tags move.
+    let put = match is_there {
+        true => put_recorded(app, &new).await?,
+        false => None,
+    };
+    let put = match put {
+        Some(put) => put,
+        None => put_with_record(app, &new).await?,
+    };
     app.cache.changed(put.repository);
     records::write_tags(app, name, &digest, &put.tags).await?;
     app.metrics.pushed();
@@ -142,6 +122,49 @@ pub(super) async fn put(
         }
     }
     Ok(response)
+}
+
+/// Moves tags to a manifest that was found; `None` if somebody has deleted it since.
+async fn put_recorded(app: &App, new: &NewManifest<'_>) -> Result<Option<ManifestPut>, Failure> {
+    match app.db.put_manifest(new).await {
+        Err(PutManifestError::NoRecord) => Ok(None),
+        put => put.map(Some).map_err(|error| failed(app, new, error)),
+    }
+}
+
+/// Writes the record first: there is no manifest without one at any moment.
+async fn put_with_record(app: &App, new: &NewManifest<'_>) -> Result<ManifestPut, Failure> {
+    let name = new.repository;
+    app.db.expect_references(app.repository(name).await?, new.manifest).await.map_err(refused)?;
+    let record = records::Record::new(app, name, new.manifest, new.digest).await?;
+    app.store.put_manifest_record(&record.manifest).await?;
+    let record_of_it = Some(NewRecord { name: &record.name, entry: &record.entry });
+    match app.db.put_manifest(&NewManifest { record: record_of_it, ..*new }).await {
+        Ok(put) => Ok(put),
+        Err(error) => {
+            // If it may be there, its record has to be, too.
+            if !is_in_doubt(&error) {
+                records::withdraw(app, &record).await;
+            }
+            Err(failed(app, new, error))
+        }
+    }
+}
+
+const fn is_in_doubt(error: &PutManifestError) -> bool {
+    matches!(error, PutManifestError::Db(error) if error.is_in_doubt())
+}
+
+/// What the client is told of a push that failed.
+fn failed(app: &App, new: &NewManifest<'_>, error: PutManifestError) -> Failure {
+    if is_in_doubt(&error) {
+        // What we remember is of before, and the records of the tags may have to be written.
+        new.tags.iter().for_each(|tag| app.unsettled.tag(new.repository, tag));
+        if let Some(repository) = app.cache.repository(new.repository) {
+            app.cache.changed(repository);
+        }
+    }
+    refused(error)
 }
 
 /// The tags a push sets: that of its path, or those of its parameters.

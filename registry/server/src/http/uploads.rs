@@ -398,7 +398,8 @@ async fn expect_other(app: &App, digest: &Digest, linked: &Linked) -> Result<(),
     app.db.forget_blob(link.blob, app.now_ms()).await?;
     // What may be left of it; if this fails, the scrub finds it.
     let _ = app.remove_now(&[crate::records::blob_entry(blob.key, &blob.digest, blob.size)]).await;
-    app.cache.changed(linked.repository);
+    // It is gone from every repository that had it.
+    app.cache.changed_everywhere();
     let message = "the bytes that this registry had of it are lost; push them once more";
     Err(Failure::later(503, ErrorCode::Unavailable, message, Duration::from_secs(1)))
 }
@@ -554,7 +555,11 @@ async fn receive(
 }
 
 async fn push(receiver: &mut Receiver, bytes: Bytes) -> Result<(), Failure> {
-    receiver.push(bytes).await.map_err(Failure::from)
+    receiver.push(bytes).await.map_err(|error| match error {
+        // Another process has ended it meanwhile.
+        StoreError::NotFound { .. } => unknown(),
+        error => error.into(),
+    })
 }
 
 fn content_range(call: &Call) -> Result<Option<ContentRange>, Failure> {

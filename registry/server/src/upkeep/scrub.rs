@@ -3,7 +3,7 @@
 //! Nothing of the kind comes to be unless a process dies between making bytes durable and telling the database so.
 
 use std::cmp::Reverse;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,18 +108,23 @@ async fn stray_tags(app: &App, shard: Shard, before: u64, all: &mut Strays) -> R
     if found.iter().any(|record| change(record.name) > latest) {
         return Err(ScrubError::Older);
     }
-    let mut known = HashSet::new();
+    let mut known = HashMap::new();
     for page in found.chunks(BATCH) {
         let changes: Vec<_> = page.iter().map(|record| change(record.name)).collect();
         let rows = app.db.tags_of_changes(&changes).await?;
-        known.extend(rows.iter().map(records::tag_name));
+        known.extend(rows.into_iter().map(|row| (records::tag_name(&row), row)));
     }
     found.sort_by_key(|record| (record.name.of(), Reverse(record.name.change())));
     let mut strays = Vec::new();
     for records in found.chunk_by(|one, other| one.name.of() == other.name.of()) {
         let Some((highest, lower)) = records.split_first() else { continue };
+        if let (Some(row), Err(_)) = (known.get(&highest.name), &highest.record) {
+            // It is written again before the others go.
+            all.unsettled.push((row.repository_name.clone(), row.tag.clone()));
+            continue;
+        }
         strays.extend(lower.iter().filter(|record| record.modified_ms <= replaced_before).map(|record| record.name));
-        if known.contains(&highest.name) || highest.modified_ms > before {
+        if known.contains_key(&highest.name) || highest.modified_ms > before {
             continue;
         }
         let Ok(record) = &highest.record else {
