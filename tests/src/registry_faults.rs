@@ -9,6 +9,7 @@ pub(crate) mod content;
 mod disks;
 mod durability;
 pub(crate) mod http;
+mod logs;
 mod outages;
 mod proxy;
 mod recovery;
@@ -29,6 +30,7 @@ pub(crate) fn cases() -> Vec<Case> {
         ties::cases(),
         recovery::cases(),
         disks::cases(),
+        logs::cases(),
         outages::cases(),
         bad_clients::cases(),
         bad_requests::cases(),
