@@ -86,6 +86,18 @@ impl ConfigError {
             _ => &[],
         }
     }
+
+    /// Logs why a configuration that was read anew is not taken over: a line for each problem, with its place.
+    pub fn log(&self) {
+        for problem in self.problems() {
+            tracing::error!(%problem, "in the configuration");
+        }
+        let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        // Its other lines have been written.
+        let first = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+        let error = chain.map(first).collect::<Vec<_>>().join(": ");
+        tracing::error!(error, "the configuration is not usable, keeping the old one");
+    }
 }
 
 /// The prefix of a binary's environment variables: `SKIMMER_CONFIG_SERVICE` for `config-service`.
