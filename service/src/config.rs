@@ -8,6 +8,7 @@
 
 mod de;
 mod duration_text;
+mod network;
 mod problem;
 mod quantity;
 mod redacted;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use duration_text::{duration, duration_option};
+pub use network::networks;
 pub use problem::{Place, Problem, Problems, Validate};
 pub use quantity::{ByteSize, InvalidQuantity, Rate};
 pub use redacted::Redacted;

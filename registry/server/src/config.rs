@@ -28,6 +28,7 @@ pub struct Config {
     /// What clients call this registry, if answers should name it; otherwise their paths are relative.
     pub external_url: Option<Url>,
     /// Proxies whose `X-Forwarded-*` is believed.
+    #[serde(with = "service::config::networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// One line for each request.
     pub access_log: bool,
@@ -273,6 +274,8 @@ impl service::Config for Config {
 impl Validate for Config {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.listen.is_empty(), "listen", "at least one address is needed");
+        let lists = [("listen", &*self.listen), ("metrics_listen", &*self.metrics_listen)];
+        ListenAddr::check_distinct(&lists, problems);
         let open = self.listen.iter().find(|address| !is_private(address));
         if let (Some(address), None, false) = (open, &self.auth.htpasswd, self.auth.allow_anonymous) {
             problems.push(
@@ -437,6 +440,19 @@ mod tests {
         for bad in ["https://ann@r.example", "https://:x@r.example", "https://r.example/?a", "https://r.example/#a"] {
             let error = load(&format!("external_url = \"{bad}\"")).unwrap_err();
             assert!(error.to_string().contains("no user"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_address_is_listened_on_twice() {
+        load("listen = ['127.0.0.1:0', '127.0.0.1:0']\nmetrics_listen = ['127.0.0.1:0']").unwrap();
+        for (twice, place) in [
+            ("listen = ['127.0.0.1:5000', '[::1]:5000', '127.0.0.1:5000']", "listen[2]"),
+            ("listen = ['127.0.0.1:5007']\nmetrics_listen = ['127.0.0.1:5007']", "metrics_listen[0]"),
+            ("listen = ['unix:/run/x']\nmetrics_listen = ['unix:/run/x']", "metrics_listen[0]"),
+        ] {
+            let error = load(twice).unwrap_err();
+            assert_eq!(error.problems()[0].path.to_string(), place, "{error}");
         }
     }
 
