@@ -235,6 +235,7 @@ pub async fn run(config: Config, context: service::Context<Config>) -> anyhow::R
         let listener = Listener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         let mut server = Server::new(listener, app.config.http.clone())
             .with_metrics(&http_metrics, "registry")
+            .with_half_close()
             .with_drain_timeout(app.config.runtime.drain_timeout);
         if let Some(certificate) = &certificate {
             server = server.with_tls(certificate.server_config()?);
