@@ -107,6 +107,8 @@ pub struct ManifestConfig {
     /// For a whole manifest to arrive.
     #[serde(with = "service::config::duration")]
     pub body_timeout: Duration,
+    /// Memory for all manifests that are being sent; whoever comes when there is none is told to come back.
+    pub max_receiving: ByteSize,
 }
 
 /// `[lists]`.
@@ -216,6 +218,7 @@ impl Default for ManifestConfig {
             max_descriptors: 10_000,
             max_tags: 100,
             body_timeout: Duration::from_secs(30),
+            max_receiving: ByteSize::mib(128),
         }
     }
 }
@@ -347,6 +350,13 @@ impl Validate for ManifestConfig {
         problems.check(self.max_descriptors > 0, "max_descriptors", "must be above zero");
         problems.check((1..=TAGS_MAX).contains(&self.max_tags), "max_tags", format!("1 to {TAGS_MAX} are allowed"));
         problems.check(!self.body_timeout.is_zero(), "body_timeout", "must be longer than zero");
+        // Large ones leave a quarter of it to small ones.
+        let least = ByteSize::bytes(self.max_size.as_u64().saturating_mul(2));
+        problems.check(
+            self.max_receiving >= least,
+            "max_receiving",
+            format!("must be at least {least}, twice max_size"),
+        );
     }
 }
 
@@ -433,17 +443,6 @@ mod tests {
     }
 
     #[test]
-    fn the_url_in_answers_has_nothing_but_a_place() {
-        for good in ["https://r.example", "http://r.example:5000/", "https://r.example/under/a/path"] {
-            load(&format!("external_url = \"{good}\"")).unwrap();
-        }
-        for bad in ["https://ann@r.example", "https://:x@r.example", "https://r.example/?a", "https://r.example/#a"] {
-            let error = load(&format!("external_url = \"{bad}\"")).unwrap_err();
-            assert!(error.to_string().contains("no user"), "{bad}: {error}");
-        }
-    }
-
-    #[test]
     fn no_address_is_listened_on_twice() {
         load("listen = ['127.0.0.1:0', '127.0.0.1:0']\nmetrics_listen = ['127.0.0.1:0']").unwrap();
         for (twice, place) in [
@@ -453,6 +452,17 @@ mod tests {
         ] {
             let error = load(twice).unwrap_err();
             assert_eq!(error.problems()[0].path.to_string(), place, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_url_in_answers_has_nothing_but_a_place() {
+        for good in ["https://r.example", "http://r.example:5000/", "https://r.example/under/a/path"] {
+            load(&format!("external_url = \"{good}\"")).unwrap();
+        }
+        for bad in ["https://ann@r.example", "https://:x@r.example", "https://r.example/?a", "https://r.example/#a"] {
+            let error = load(&format!("external_url = \"{bad}\"")).unwrap_err();
+            assert!(error.to_string().contains("no user"), "{bad}: {error}");
         }
     }
 
@@ -472,6 +482,13 @@ mod tests {
         load(&format!("[manifests]\nmax_tags = {TAGS_MAX}")).unwrap();
         let error = load(&format!("[manifests]\nmax_tags = {}", TAGS_MAX + 1)).unwrap_err();
         assert_eq!(error.problems()[0].path.to_string(), "manifests.max_tags");
+    }
+
+    #[test]
+    fn two_of_the_largest_manifests_can_be_received() {
+        load("[manifests]\nmax_size = \"8MiB\"\nmax_receiving = \"16MiB\"").unwrap();
+        let error = load("[manifests]\nmax_size = \"8MiB\"\nmax_receiving = \"15MiB\"").unwrap_err();
+        assert!(error.to_string().contains("manifests.max_receiving: must be at least 16MiB"), "{error}");
     }
 
     #[test]

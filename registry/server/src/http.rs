@@ -7,6 +7,7 @@ mod lists;
 mod locations;
 mod log;
 mod manifests;
+mod receiving;
 mod referrers;
 mod uploads;
 
@@ -31,6 +32,7 @@ use crate::client::Client;
 pub(crate) use body::Body;
 pub(crate) use failure::Failure;
 use log::{Asked, Logged};
+pub(crate) use receiving::Receiving;
 
 /// Old docker clients look for it.
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
