@@ -3,6 +3,7 @@
 //! What the cases have in common is here and in the modules without cases: HTTP by hand, what is pushed, servers, strace,
 //! a proxy that makes trouble. Everything is on addresses of the loopback network, so that most of it needs no root.
 
+mod answers;
 mod bad_clients;
 mod bad_requests;
 pub(crate) mod content;
@@ -31,6 +32,7 @@ pub(crate) fn cases() -> Vec<Case> {
         recovery::cases(),
         disks::cases(),
         logs::cases(),
+        answers::cases(),
         outages::cases(),
         bad_clients::cases(),
         bad_requests::cases(),
