@@ -172,7 +172,7 @@ fn manifests_memory(run: &Run) -> CaseResult {
             refused += 1;
         }
     }
-    ensure!(refused >= CLIENTS - 4 && refused < CLIENTS, "{refused} of {CLIENTS} were refused");
+    ensure!((CLIENTS - 4..CLIENTS).contains(&refused), "{refused} of {CLIENTS} were refused");
     drop(connections);
     let large = Manifest::of(
         IMAGE,
