@@ -142,7 +142,7 @@ impl App {
                             error!(%error, "the certificate could not be reloaded, keeping the old one");
                         }
                     }
-                    Err(error) => error!(%error, "the configuration is not usable, keeping the old one"),
+                    Err(error) => error.log(),
                 },
                 () = shutdown.cancelled() => break,
             }

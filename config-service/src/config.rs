@@ -33,6 +33,7 @@ pub struct Config {
     /// Registered supernodes of one cluster.
     pub max_supernodes: usize,
     /// Proxies whose `X-Forwarded-For` is believed.
+    #[serde(with = "service::config::networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// Serve HTTPS.
     pub tls: Option<TlsConfig>,
@@ -123,6 +124,7 @@ impl service::Config for Config {
 impl Validate for Config {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.listen.is_empty(), "listen", "at least one address is needed");
+        ListenAddr::check_distinct(&[("listen", &*self.listen)], problems);
         problems.check(!self.data_dir.as_os_str().is_empty(), "data_dir", "must not be empty");
         for (name, value) in [("lease", self.lease), ("answer_ttl", self.answer_ttl)] {
             problems.check((LEASE_MIN..=LEASE_MAX).contains(&value), name, "1s to 24h are allowed");

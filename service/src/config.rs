@@ -8,6 +8,7 @@
 
 mod de;
 mod duration_text;
+mod network;
 mod problem;
 mod quantity;
 mod redacted;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use duration_text::{duration, duration_option};
+pub use network::networks;
 pub use problem::{Place, Problem, Problems, Validate};
 pub use quantity::{ByteSize, InvalidQuantity, Rate};
 pub use redacted::Redacted;
@@ -85,6 +87,18 @@ impl ConfigError {
             Self::Invalid(problems) => problems,
             _ => &[],
         }
+    }
+
+    /// Logs why a configuration that was read anew is not taken over: a line for each problem, with its place.
+    pub fn log(&self) {
+        for problem in self.problems() {
+            tracing::error!(%problem, "in the configuration");
+        }
+        let chain = std::iter::successors(Some(self as &dyn std::error::Error), |error| error.source());
+        // Its other lines have been written.
+        let first = |error: &dyn std::error::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
+        let error = chain.map(first).collect::<Vec<_>>().join(": ");
+        tracing::error!(error, "the configuration is not usable, keeping the old one");
     }
 }
 

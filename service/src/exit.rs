@@ -1,6 +1,7 @@
 //! Exit codes of our long-running binaries, and how a failure becomes one.
 
 use std::fmt;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::config::ConfigError;
@@ -71,7 +72,8 @@ pub fn report(binary: &str, result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::from(OK),
         Err(failure) => {
-            eprintln!("{binary}: {failure}");
+            // Where nobody hears it, the code says it.
+            let _ = writeln!(std::io::stderr(), "{binary}: {failure}");
             ExitCode::from(failure.code())
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{self, Config, ConfigError};
 use crate::exit::{self, Failure};
@@ -102,7 +102,7 @@ impl<T: Config> Reloads<T> {
                     apply(&config);
                     info!("the configuration was read anew");
                 }
-                Err(error) => error!(%error, "the configuration is not usable, keeping the old one"),
+                Err(error) => error.log(),
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Logs: `tracing` to stderr, as text or as JSON lines.
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _, Write};
 use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,26 @@ impl Validate for LogConfig {
     }
 }
 
+/// Loses what cannot be written: a service whose log's reader has gone away, or whose log's disk is full, goes on.
+#[derive(Debug)]
+struct Lossy<W>(W);
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let _ = self.0.write_all(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
+}
+
 /// Changes the level of the running logs.
 type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 
@@ -82,10 +102,12 @@ static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
 /// When the level is not understood, or logging was set up before.
 pub fn init(config: &LogConfig) -> Result<(), LogError> {
     let filter = config.filter().map_err(LogError::Level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Its own errors it would print to stderr, and panic where that fails.
+    let builder = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter);
+    let builder = builder.with_writer(|| Lossy(io::stderr()));
     let set: SetFilter = match config.format {
         LogFormat::Text => {
-            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+            let builder = builder.with_ansi(io::stderr().is_terminal()).with_filter_reloading();
             let handle = builder.reload_handle();
             builder.try_init().map_err(LogError::Twice)?;
             Box::new(move |filter| handle.reload(filter))
@@ -109,5 +131,27 @@ pub(crate) fn set_level(config: &LogConfig) {
         && let Err(error) = set(filter)
     {
         tracing::error!(%error, "the log level could not be changed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_no_error() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+        }
+        let mut lossy = Lossy(Full);
+        lossy.write_all(b"a line").unwrap();
+        assert_eq!(lossy.write(b"a line").unwrap(), 6);
+        lossy.flush().unwrap();
     }
 }

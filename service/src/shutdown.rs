@@ -9,6 +9,8 @@ use tracing::{info, warn};
 
 /// What a shell reports for a program that SIGINT ended.
 const SECOND_SIGNAL_CODE: i32 = 130;
+/// For one line of log.
+const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once, with code 130.
 ///
@@ -28,11 +30,14 @@ pub fn signals() -> std::io::Result<CancellationToken> {
                 _ = interrupt.recv() => "SIGINT",
             };
             if cancelled.is_cancelled() {
-                warn!(signal = name, "second signal, leaving at once");
+                // Not even a log that takes nothing may hold this up.
+                let say = tokio::task::spawn_blocking(move || warn!(signal = name, "second signal, leaving at once"));
+                let _ = tokio::time::timeout(LAST_WORD, say).await;
                 std::process::exit(SECOND_SIGNAL_CODE);
             }
-            info!(signal = name, "shutting down");
+            // First the deed, then the word: a log that cannot be written must keep nobody from leaving.
             cancelled.cancel();
+            info!(signal = name, "shutting down");
         }
     });
     Ok(token)

@@ -65,10 +65,19 @@ fn routes() -> Routes {
 }
 
 fn start(limits: HttpLimits, drain: Duration, tls: Option<Arc<rustls::ServerConfig>>) -> Running {
+    start_with(limits, drain, tls, |server| server)
+}
+
+fn start_with(
+    limits: HttpLimits,
+    drain: Duration,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    more: impl FnOnce(Server) -> Server,
+) -> Running {
     let metrics = Metrics::new("test", "0");
     let counters = HttpMetrics::new(&metrics);
     let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-    let mut server = Server::new(listener, limits).with_drain_timeout(drain).with_metrics(&counters, "test");
+    let mut server = more(Server::new(listener, limits).with_drain_timeout(drain).with_metrics(&counters, "test"));
     if let Some(tls) = tls {
         server = server.with_tls(tls);
     }
@@ -416,4 +425,33 @@ async fn upgrades_pass_through() {
     stream.write_all(b"ping").await.unwrap();
     let n = stream.read(&mut buffer).await.unwrap();
     assert_eq!(&buffer[..n], b"ping");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_closed_clients_are_answered_and_not_kept() {
+    let server = start_with(limits(), Duration::from_secs(1), None, Server::with_half_close);
+    for (request, expected) in [
+        ("GET /api/slow HTTP/1.1\r\nhost: x\r\n\r\n", Some("slow")),
+        (
+            "POST /api/echo HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 3\r\n\r\n\"a\"",
+            Some("\"a\""),
+        ),
+        // Half a header, and nothing at all.
+        ("GET /api/slow HTTP/1.1\r\nhost:", None),
+        ("", None),
+    ] {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let begun = Instant::now();
+        tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        match expected {
+            Some(text) => assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(text), "{request}: {answer}"),
+            None => assert!(!answer.contains("200"), "{request}: {answer}"),
+        }
+        // Nobody waits for a next request that cannot come.
+        assert!(begun.elapsed() < Duration::from_millis(850), "{request}: closed after {:?}", begun.elapsed());
+    }
 }

@@ -3,12 +3,14 @@
 //! What the cases have in common is here and in the modules without cases: HTTP by hand, what is pushed, servers, strace,
 //! a proxy that makes trouble. Everything is on addresses of the loopback network, so that most of it needs no root.
 
+mod answers;
 mod bad_clients;
 mod bad_requests;
 pub(crate) mod content;
 mod disks;
 mod durability;
 pub(crate) mod http;
+mod logs;
 mod merge;
 mod outages;
 mod proxy;
@@ -31,6 +33,8 @@ pub(crate) fn cases() -> Vec<Case> {
         merge::cases(),
         recovery::cases(),
         disks::cases(),
+        logs::cases(),
+        answers::cases(),
         outages::cases(),
         bad_clients::cases(),
         bad_requests::cases(),

@@ -211,8 +211,7 @@ mod tests {
     }
 
     fn client(address: [u8; 4]) -> Option<Client> {
-        let address = std::net::SocketAddr::from((address, 1));
-        Client::of(Some(service::http::Peer::Tcp { address }), &HeaderMap::new(), &[])
+        Some(Client::at(address.into()))
     }
 
     #[tokio::test]

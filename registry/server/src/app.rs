@@ -20,7 +20,7 @@ use crate::access::Access;
 use crate::active::ActiveUploads;
 use crate::cache::Cache;
 use crate::config::{Config, GcConfig};
-use crate::http::{Failure, Registry};
+use crate::http::{Failure, Receiving, Registry};
 use crate::metrics::RegistryMetrics;
 use crate::open::OpenUploads;
 use crate::sessions::Sessions;
@@ -46,6 +46,8 @@ pub(crate) struct App {
     pub(crate) upload_key: UploadKey,
     pub(crate) active: ActiveUploads,
     pub(crate) open: OpenUploads,
+    /// Memory for manifests that are being sent.
+    pub(crate) receiving: Receiving,
     /// Uploads that are worked on in this process.
     pub(crate) sessions: Sessions,
     /// Store and database belong to each other.
@@ -104,6 +106,7 @@ impl App {
             upload_key: UploadKey::new(bytes),
             active: ActiveUploads::default(),
             open: OpenUploads::default(),
+            receiving: Receiving::new(config.manifests.max_receiving),
             sessions: Sessions::default(),
             tie: Tie::of(&db, &store).await?,
             unsettled: Unsettled::default(),
@@ -237,6 +240,7 @@ pub async fn run(config: Config, context: service::Context<Config>) -> anyhow::R
         let listener = Listener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         let mut server = Server::new(listener, app.config.http.clone())
             .with_metrics(&http_metrics, "registry")
+            .with_half_close()
             .with_drain_timeout(app.config.runtime.drain_timeout);
         if let Some(certificate) = &certificate {
             server = server.with_tls(certificate.server_config()?);

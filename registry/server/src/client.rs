@@ -3,10 +3,6 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::HeaderMap;
-use ipnet::IpNet;
-use service::http::{Peer, client_address};
-
 /// An address, without the last 64 bits where it is of IPv6: whoever has one of those has all of them.
 ///
 /// Clients behind one address are one client. Behind a trusted proxy it is the address that the proxy names.
@@ -14,13 +10,12 @@ use service::http::{Peer, client_address};
 pub(crate) struct Client(IpAddr);
 
 impl Client {
-    /// Who sent this; nobody is counted on a socket file.
-    pub(crate) fn of(peer: Option<Peer>, headers: &HeaderMap, trusted: &[IpNet]) -> Option<Self> {
-        let address = client_address(peer?.ip()?, headers, trusted);
-        Some(Self(match address {
+    /// Who is at this address, which is that of [`service::http::client_address`].
+    pub(crate) fn at(address: IpAddr) -> Self {
+        Self(match address {
             IpAddr::V4(_) => address,
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        }))
+        })
     }
 }
 
@@ -32,19 +27,12 @@ impl fmt::Display for Client {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
 
     #[test]
     fn addresses_of_one_client() {
-        let client = |address: &str| {
-            let address: SocketAddr = address.parse().unwrap();
-            Client::of(Some(Peer::Tcp { address }), &HeaderMap::new(), &[]).unwrap().to_string()
-        };
-        assert_eq!(client("192.0.2.1:5"), "192.0.2.1");
-        assert_eq!(client("[::ffff:192.0.2.1]:5"), "192.0.2.1");
-        assert_eq!(client("[2001:db8:1:2:3:4:5:6]:5"), "2001:db8:1:2::");
-        assert_eq!(Client::of(Some(Peer::Unix { uid: None, pid: None }), &HeaderMap::new(), &[]), None);
+        let client = |address: &str| Client::at(address.parse().unwrap()).to_string();
+        assert_eq!(client("192.0.2.1"), "192.0.2.1");
+        assert_eq!(client("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
     }
 }

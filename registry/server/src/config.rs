@@ -28,6 +28,7 @@ pub struct Config {
     /// What clients call this registry, if answers should name it; otherwise their paths are relative.
     pub external_url: Option<Url>,
     /// Proxies whose `X-Forwarded-*` is believed.
+    #[serde(with = "service::config::networks")]
     pub trusted_proxies: Vec<IpNet>,
     /// One line for each request.
     pub access_log: bool,
@@ -106,6 +107,8 @@ pub struct ManifestConfig {
     /// For a whole manifest to arrive.
     #[serde(with = "service::config::duration")]
     pub body_timeout: Duration,
+    /// Memory for all manifests that are being sent; whoever comes when there is none is told to come back.
+    pub max_receiving: ByteSize,
 }
 
 /// `[lists]`.
@@ -215,6 +218,7 @@ impl Default for ManifestConfig {
             max_descriptors: 10_000,
             max_tags: 100,
             body_timeout: Duration::from_secs(30),
+            max_receiving: ByteSize::mib(128),
         }
     }
 }
@@ -273,6 +277,8 @@ impl service::Config for Config {
 impl Validate for Config {
     fn validate(&self, problems: &mut Problems) {
         problems.check(!self.listen.is_empty(), "listen", "at least one address is needed");
+        let lists = [("listen", &*self.listen), ("metrics_listen", &*self.metrics_listen)];
+        ListenAddr::check_distinct(&lists, problems);
         let open = self.listen.iter().find(|address| !is_private(address));
         if let (Some(address), None, false) = (open, &self.auth.htpasswd, self.auth.allow_anonymous) {
             problems.push(
@@ -344,6 +350,13 @@ impl Validate for ManifestConfig {
         problems.check(self.max_descriptors > 0, "max_descriptors", "must be above zero");
         problems.check((1..=TAGS_MAX).contains(&self.max_tags), "max_tags", format!("1 to {TAGS_MAX} are allowed"));
         problems.check(!self.body_timeout.is_zero(), "body_timeout", "must be longer than zero");
+        // Large ones leave a quarter of it to small ones.
+        let least = ByteSize::bytes(self.max_size.as_u64().saturating_mul(2));
+        problems.check(
+            self.max_receiving >= least,
+            "max_receiving",
+            format!("must be at least {least}, twice max_size"),
+        );
     }
 }
 
@@ -430,6 +443,19 @@ mod tests {
     }
 
     #[test]
+    fn no_address_is_listened_on_twice() {
+        load("listen = ['127.0.0.1:0', '127.0.0.1:0']\nmetrics_listen = ['127.0.0.1:0']").unwrap();
+        for (twice, place) in [
+            ("listen = ['127.0.0.1:5000', '[::1]:5000', '127.0.0.1:5000']", "listen[2]"),
+            ("listen = ['127.0.0.1:5007']\nmetrics_listen = ['127.0.0.1:5007']", "metrics_listen[0]"),
+            ("listen = ['unix:/run/x']\nmetrics_listen = ['unix:/run/x']", "metrics_listen[0]"),
+        ] {
+            let error = load(twice).unwrap_err();
+            assert_eq!(error.problems()[0].path.to_string(), place, "{error}");
+        }
+    }
+
+    #[test]
     fn the_url_in_answers_has_nothing_but_a_place() {
         for good in ["https://r.example", "http://r.example:5000/", "https://r.example/under/a/path"] {
             load(&format!("external_url = \"{good}\"")).unwrap();
@@ -456,6 +482,13 @@ mod tests {
         load(&format!("[manifests]\nmax_tags = {TAGS_MAX}")).unwrap();
         let error = load(&format!("[manifests]\nmax_tags = {}", TAGS_MAX + 1)).unwrap_err();
         assert_eq!(error.problems()[0].path.to_string(), "manifests.max_tags");
+    }
+
+    #[test]
+    fn two_of_the_largest_manifests_can_be_received() {
+        load("[manifests]\nmax_size = \"8MiB\"\nmax_receiving = \"16MiB\"").unwrap();
+        let error = load("[manifests]\nmax_size = \"8MiB\"\nmax_receiving = \"15MiB\"").unwrap_err();
+        assert!(error.to_string().contains("manifests.max_receiving: must be at least 16MiB"), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod lists;
 mod locations;
 mod log;
 mod manifests;
+mod receiving;
 mod referrers;
 mod uploads;
 
@@ -16,14 +17,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::header::{ALLOW, CONTENT_LENGTH, HOST, IF_MATCH, IF_NONE_MATCH};
+use ::http::header::{ALLOW, CONTENT_LENGTH, EXPECT, HOST, IF_MATCH, IF_NONE_MATCH};
 use ::http::request::Parts;
 use ::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use oci::route::{self, Route};
 use oci::{Condition, ErrorCode, Query, RepositoryName};
-use service::http::{Peer, SendFile};
+use service::http::{Peer, SendFile, client_address};
 
 use crate::access::{Action, Caller};
 use crate::app::App;
@@ -31,6 +32,7 @@ use crate::client::Client;
 pub(crate) use body::Body;
 pub(crate) use failure::Failure;
 use log::{Asked, Logged};
+pub(crate) use receiving::Receiving;
 
 /// Old docker clients look for it.
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -76,23 +78,28 @@ async fn respond(app: &Arc<App>, request: Request<Incoming>) -> Response<Logged>
     let started = Instant::now();
     let (parts, incoming) = request.into_parts();
     let peer = parts.extensions.get::<Peer>().copied();
-    let asked = app.config.access_log.then(|| Asked::new(&parts, peer, started));
-    let mut caller = None;
-    let (operation, answer) = match route::parse(parts.uri.path()) {
-        _ if !has_host(&parts) => ("none", Err(no_host())),
+    let address = peer.and_then(|peer| Some(client_address(peer.ip()?, &parts.headers, &app.config.trusted_proxies)));
+    let asked = app.config.access_log.then(|| Asked::new(&parts, peer, address, started));
+    let route = if has_host(&parts) { route::parse(parts.uri.path()).map_err(Failure::from) } else { Err(no_host()) };
+    let operation = route.as_ref().map_or("none", |route| operation(&parts.method, route));
+    let client = address.map(Client::at);
+    let admitted = match route {
         Ok(route) => {
-            let operation = operation(&parts.method, &route);
-            let client = Client::of(peer, &parts.headers, &app.config.trusted_proxies);
-            match app.access.caller(&parts.headers, client).await {
-                Ok(named) => {
-                    caller = Some(named.clone());
-                    let call = Call { parts, peer, client, caller: named };
-                    (operation, answer(app, call, route, incoming).await)
-                }
-                Err(refusal) => (operation, Err(refusal.into())),
-            }
+            app.access.caller(&parts.headers, client).await.map(|caller| (route, caller)).map_err(Failure::from)
         }
-        Err(error) => ("none", Err(error.into())),
+        Err(failure) => Err(failure),
+    };
+    let mut caller = None;
+    let answer = match admitted {
+        Ok((route, named)) => {
+            caller = Some(named.clone());
+            let call = Call { parts, peer, client, caller: named };
+            answer(app, call, route, incoming).await
+        }
+        Err(failure) => {
+            let_go(&parts, incoming);
+            Err(failure)
+        }
     };
     let (mut response, code) = match answer {
         Ok(response) => (response, ""),
@@ -129,6 +136,7 @@ fn no_host() -> Failure {
 /// end it between two steps that belong together.
 async fn answer(app: &Arc<App>, call: Call, route: Route, mut incoming: Incoming) -> Answer {
     if call.is_read() {
+        let_go(&call.parts, incoming);
         return read(app, &call, &route).await;
     }
     let task = Arc::clone(app);
@@ -143,6 +151,16 @@ async fn answer(app: &Arc<App>, call: Call, route: Route, mut incoming: Incoming
         tracing::error!(%error, "a request broke off");
         Err(Failure::new(ErrorCode::Unknown, "the request broke off inside"))
     })
+}
+
+/// Takes a body of which nothing is wanted, while the answer is on its way: one that is refused for its header need not wait for its body.
+fn let_go(parts: &Parts, incoming: Incoming) {
+    // HTTP/2 says by itself that nothing more is wanted, and so does an answer in place of "100 Continue", which the first look at the body
+    // would send.
+    let comes = !incoming.is_end_stream() && parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
+    if comes {
+        tokio::spawn(drain(incoming));
+    }
 }
 
 /// Takes what is left of a body that will not be used, within limits: a client that is still sending may not look at the answer before,

@@ -50,25 +50,17 @@ fn too_many(message: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
-    use http::HeaderMap;
-    use service::http::Peer;
-
     use super::*;
 
     #[test]
     fn who_has_room() {
-        let client = |address: &str| {
-            let address: SocketAddr = address.parse().unwrap();
-            Client::of(Some(Peer::Tcp { address }), &HeaderMap::new(), &[])
-        };
+        let client = |address: &str| Some(Client::at(address.parse().unwrap()));
         let config = UploadConfig { max_open: 10, ..UploadConfig::default() };
         let open = OpenUploads::default();
-        open.has_room(client("192.0.2.1:5"), &config).unwrap();
+        open.has_room(client("192.0.2.1"), &config).unwrap();
         open.counted(db::OpenUploads { count: 9, full: ["192.0.2.1".to_owned()].into() });
-        open.has_room(client("192.0.2.1:5"), &config).unwrap_err();
-        open.has_room(client("192.0.2.2:5"), &config).unwrap();
+        open.has_room(client("192.0.2.1"), &config).unwrap_err();
+        open.has_room(client("192.0.2.2"), &config).unwrap();
         open.has_room(None, &config).unwrap();
         open.counted(db::OpenUploads { count: 10, ..db::OpenUploads::default() });
         open.has_room(None, &config).unwrap_err();

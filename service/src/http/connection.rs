@@ -102,7 +102,7 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let ends = Ends { drain: shutdown, kill: CancellationToken::new(), pressure: Arc::new(Notify::new()) };
-    run(stream, no_tcp, peer, service, limits, &ends, Hold::new(None, None), None).await
+    run(stream, no_tcp, peer, service, limits, false, &ends, Hold::new(None, None), None).await
 }
 
 /// The socket under a byte stream, where what is written reaches it unchanged.
@@ -120,6 +120,7 @@ pub(super) async fn run<T, S, B>(
     peer: Peer,
     service: S,
     limits: &HttpLimits,
+    half_close: bool,
     ends: &Ends,
     hold: Hold,
     metrics: Option<ListenerMetrics>,
@@ -135,7 +136,7 @@ where
 {
     let activity = Arc::new(Activity::new());
     let sendfile = tcp(&stream).is_some().then(SendFile::default);
-    let builder = builder(limits, metrics.clone());
+    let builder = builder(limits, half_close, metrics.clone());
     let tracked = Tracked { service, peer, activity: Arc::clone(&activity), metrics, sendfile: sendfile.clone() };
     let io = TokioIo::new(Watched { stream, tcp, sendfile, activity: Arc::clone(&activity), _hold: hold });
     let mut connection = pin!(builder.serve_connection_with_upgrades(io, tracked));
@@ -164,11 +165,12 @@ where
     }
 }
 
-fn builder(limits: &HttpLimits, metrics: Option<ListenerMetrics>) -> auto::Builder<Streams> {
+fn builder(limits: &HttpLimits, half_close: bool, metrics: Option<ListenerMetrics>) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(Streams::new(limits.stall_timeout, metrics));
     builder
         .http1()
         .timer(TokioTimer::new())
+        .half_close(half_close)
         // hyper's own clock also runs while a kept-alive connection is idle; `Activity` tells the two apart.
         .header_read_timeout(None)
         .max_buf_size(limits.max_header.as_usize());

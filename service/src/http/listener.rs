@@ -1,5 +1,6 @@
 //! Where connections come from.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,8 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+use crate::config::Problems;
 
 /// Connections the kernel keeps for us while all our slots are taken.
 const BACKLOG: u32 = 1024;
@@ -24,6 +27,19 @@ pub enum ListenAddr {
     Tcp(SocketAddr),
     /// A socket file.
     Unix(PathBuf),
+}
+
+impl ListenAddr {
+    /// Notes addresses that are named twice in these lists, each with its name: only one could listen there.
+    pub fn check_distinct(lists: &[(&str, &[Self])], problems: &mut Problems) {
+        let mut seen = HashSet::new();
+        for (name, addresses) in lists {
+            problems.each(name, addresses, |address, problems| {
+                let is_chosen = matches!(address, Self::Tcp(address) if address.port() == 0);
+                problems.check(is_chosen || seen.insert(address), "", format!("{address} is named twice"));
+            });
+        }
+    }
 }
 
 /// A text is no address to listen on.

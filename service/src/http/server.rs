@@ -156,6 +156,7 @@ pub struct Server {
     tls: Option<Arc<rustls::ServerConfig>>,
     metrics: Option<ListenerMetrics>,
     drain_timeout: Duration,
+    half_close: bool,
 }
 
 /// Out of file descriptors: accepting again at once would only spin.
@@ -165,7 +166,14 @@ impl Server {
     /// A plain HTTP/1.1 and HTTP/2 server.
     #[must_use]
     pub fn new(listener: Listener, limits: HttpLimits) -> Self {
-        Self { listener, limits: Arc::new(limits), tls: None, metrics: None, drain_timeout: Duration::from_secs(20) }
+        Self {
+            listener,
+            limits: Arc::new(limits),
+            tls: None,
+            metrics: None,
+            drain_timeout: Duration::from_secs(20),
+            half_close: false,
+        }
     }
 
     /// Speaks TLS; see [`crate::tls::ServerCertificate::server_config`].
@@ -189,6 +197,14 @@ impl Server {
         self
     }
 
+    /// Answers clients that have sent a whole request and say that they will send no more. One that has gone away looks the same, and is
+    /// noticed only when its answer cannot be sent: not for requests that run long before they answer.
+    #[must_use]
+    pub const fn with_half_close(mut self) -> Self {
+        self.half_close = true;
+        self
+    }
+
     /// Where it listens.
     ///
     /// # Errors
@@ -207,7 +223,7 @@ impl Server {
         B::Data: Send,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let Self { listener, limits, tls, metrics, drain_timeout } = self;
+        let Self { listener, limits, tls, metrics, drain_timeout, half_close } = self;
         let slots = Arc::new(Semaphore::new(limits.max_connections));
         let ends = Ends { drain: shutdown.clone(), kill: CancellationToken::new(), pressure: Arc::new(Notify::new()) };
         let tracker = TaskTracker::new();
@@ -246,7 +262,20 @@ impl Server {
                 (service.clone(), Arc::clone(&limits), tls.clone(), metrics.clone(), ends.clone());
             tracker.spawn(async move {
                 let result = match tls {
-                    None => connection::run(stream, tcp_of, peer, service, &limits, &ends, hold, metrics.clone()).await,
+                    None => {
+                        connection::run(
+                            stream,
+                            tcp_of,
+                            peer,
+                            service,
+                            &limits,
+                            half_close,
+                            &ends,
+                            hold,
+                            metrics.clone(),
+                        )
+                        .await
+                    }
                     Some(tls) => match handshake(stream, tls, limits.header_timeout, &ends).await {
                         Ok(stream) => {
                             connection::run(
@@ -255,6 +284,7 @@ impl Server {
                                 peer,
                                 service,
                                 &limits,
+                                half_close,
                                 &ends,
                                 hold,
                                 metrics.clone(),

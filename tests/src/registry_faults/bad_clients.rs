@@ -31,6 +31,7 @@ pub(super) fn cases() -> Vec<Case> {
         anywhere("registry clients: one that stalls is cut off, and what came stays", stalls),
         anywhere("registry clients: one that goes away leaves nothing behind, and may come back", goes_away),
         anywhere("registry clients: many push at once to object storage: memory is bounded", memory),
+        anywhere("registry clients: many send long manifests and do not end: memory is bounded", manifests_memory),
         anywhere("registry clients: more or less bytes than announced: refused, the upload goes on", wrong_lengths),
     ]
 }
@@ -134,6 +135,56 @@ fn memory(run: &Run) -> CaseResult {
     ensure!(most < MOST_MB, "{most} MB for {CLIENTS} uploads at a time");
     site.wait_no_uploads()?;
     site.fsck(&[])?.is_clean()?;
+    Ok(Outcome::Passed)
+}
+
+/// Manifests that are sent but for their last bytes.
+fn manifests_memory(run: &Run) -> CaseResult {
+    const CLIENTS: usize = 150;
+    const MANIFEST: usize = 4 * MIB;
+    // 16 MB for manifests, a buffer for each connection, and the process.
+    const MOST_MB: u64 = 200;
+    let limits = "[manifests]\nmax_receiving = \"16MiB\"\nbody_timeout = \"1m\"\n";
+    let mut site = Site::simple(run, limits)?;
+    let addr = site.registries[0].addr();
+    let body = vec![b' '; MANIFEST - 10];
+    let length = MANIFEST.to_string();
+    let mut connections = Vec::new();
+    for _ in 0..CLIENTS {
+        let mut connection = Connection::open(addr)?;
+        connection.head("PUT", "/v2/a/b/manifests/x", &[("content-type", IMAGE), ("content-length", &length)])?;
+        // One that was refused may be closed on what it sends.
+        let _ = connection.write(&body);
+        connections.push(connection);
+    }
+    let most = site.registries[0].process().memory()?.private_bytes / 1_000_000;
+    println!("    {most} MB");
+    ensure!(most < MOST_MB, "{most} MB for {CLIENTS} manifests at a time");
+    // Small ones are taken meanwhile.
+    let mut client = site.client();
+    client.push_image("a/b", "small", &Manifest::image("small", &[Blob::random(1000, 640)]))?;
+    // Those that are refused are told when they send no more.
+    thread::sleep(Duration::from_secs(6));
+    let mut refused = 0;
+    for connection in &mut connections {
+        if let Ok(response) = connection.response_within(Duration::from_millis(300), false) {
+            response.asks_to_come_back("UNAVAILABLE", "a manifest for which there is no memory")?;
+            refused += 1;
+        }
+    }
+    ensure!((CLIENTS - 4..CLIENTS).contains(&refused), "{refused} of {CLIENTS} were refused");
+    drop(connections);
+    let large = Manifest::of(
+        IMAGE,
+        format!("{}{}", String::from_utf8_lossy(&Manifest::image("large", &[]).bytes), " ".repeat(2 * MIB)),
+    );
+    let config = Manifest::image("large", &[]);
+    client.push("a/b", &config.blobs[0])?;
+    wait_until("there is room for a large one again", CUT_OFF, || {
+        Ok(client.put_manifest("a/b", "large", &large)?.status == 201)
+    })?;
+    client.pulls("a/b", "large", &large)?;
+    site.fsck(&["--deep"])?.is_clean()?;
     Ok(Outcome::Passed)
 }
 

@@ -1,6 +1,7 @@
 //! The access log: one line for each request, when its answer was sent or broke off.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +20,7 @@ pub(super) struct Asked {
     method: Method,
     uri: Uri,
     from: Option<Peer>,
+    client: Option<IpAddr>,
     started: Instant,
 }
 
@@ -28,6 +30,7 @@ struct Line {
     method: Method,
     uri: Uri,
     from: Option<String>,
+    client: Option<IpAddr>,
     caller: Option<String>,
     status: StatusCode,
     /// The error's, or empty.
@@ -46,8 +49,11 @@ pub(crate) struct Logged {
 // === impl Asked ===
 
 impl Asked {
-    pub(super) fn new(parts: &Parts, from: Option<Peer>, started: Instant) -> Self {
-        Self { method: parts.method.clone(), uri: parts.uri.clone(), from, started }
+    /// `client` is the address that a trusted proxy names, or the peer's.
+    pub(super) fn new(parts: &Parts, from: Option<Peer>, client: Option<IpAddr>, started: Instant) -> Self {
+        // One that is not behind a proxy is told already.
+        let client = client.filter(|client| from.and_then(|peer| peer.ip()) != Some(*client));
+        Self { method: parts.method.clone(), uri: parts.uri.clone(), from, client, started }
     }
 
     fn answered(self, caller: Option<&str>, status: StatusCode, code: &'static str) -> Line {
@@ -55,6 +61,7 @@ impl Asked {
             method: self.method,
             uri: self.uri,
             from: self.from.map(|peer| peer.to_string()),
+            client: self.client,
             caller: caller.map(ToOwned::to_owned),
             status,
             code,
@@ -74,11 +81,17 @@ impl Meter for Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let Self { method, uri, from, caller, status, code, started, sent } = self;
-        let (method, uri, status, sent) = (method.as_str(), uri.to_string(), status.as_u16(), *sent.get_mut());
+        let Self { method, uri, from, client, caller, status, code, started, sent } = self;
+        let client = client.map(|client| client.to_string());
+        let (method, uri, status, sent) = (method.as_str(), place(uri), status.as_u16(), *sent.get_mut());
         let duration_ms = started.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(target: "access", from, caller, method, uri, status, code, sent, duration_ms);
+        tracing::info!(target: "access", from, client, caller, method, uri, status, code, sent, duration_ms);
     }
+}
+
+/// Path and query. What may stand before them names us, and may have a password in it.
+fn place(uri: &Uri) -> &str {
+    uri.path_and_query().map_or("", |place| place.as_str())
 }
 
 // === impl Logged ===
@@ -126,5 +139,23 @@ impl http_body::Body for Logged {
 impl fmt::Debug for Logged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Logged").field("line", &self.line).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_logged() {
+        for (uri, expected) in [
+            ("/v2/?a=b", "/v2/?a=b"),
+            ("http://ann:secretpw@registry.example/v2/a/b/tags/list?n=1", "/v2/a/b/tags/list?n=1"),
+            ("https://ann:secretpw@registry.example", "/"),
+            ("ann:secretpw@registry.example:443", ""),
+            ("*", "*"),
+        ] {
+            assert_eq!(place(&uri.parse().unwrap()), expected);
+        }
     }
 }

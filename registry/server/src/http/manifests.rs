@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ::http::header::{CONTENT_TYPE, ETAG, LOCATION};
 use ::http::{Response, StatusCode};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use db::{DbError, DeleteManifest, Expected, ManifestPut, NewManifest, NewRecord, PutManifestError, StoredManifest};
 use futures_util::StreamExt as _;
 use http_body_util::BodyStream;
@@ -13,6 +13,7 @@ use oci::{Algorithm, Digest, ErrorCode, Manifest, Problem, Reference, Repository
 
 use super::body::Body;
 use super::failure::Failure;
+use super::receiving::Held;
 use super::{Answer, CONTENT_DIGEST, Call, OCI_SUBJECT, OCI_TAG, empty, locations, value};
 use crate::app::App;
 use crate::records::{self, Gone};
@@ -82,7 +83,7 @@ pub(super) async fn put(
 ) -> Answer {
     let tags = tags(app, call, reference)?;
     let condition = call.condition();
-    let raw = receive(app, incoming, call.content_length()).await?;
+    let (raw, _held) = receive(app, incoming, call.content_length()).await?;
     let content_type = call.header(CONTENT_TYPE);
     let manifest = Manifest::parse(raw, content_type, &app.manifest_limits())
         .map_err(|error| Failure::with_status(error.status(), error.code(), error.to_string()))?;
@@ -231,7 +232,8 @@ async fn digest_of(
     Ok((digest, is_there))
 }
 
-async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Result<Bytes, Failure> {
+/// The body, and the memory it has: to be held as long as its bytes are.
+async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Result<(Bytes, Held), Failure> {
     let limits = &app.config.manifests;
     let max = limits.max_size.as_u64();
     let too_large =
@@ -241,7 +243,7 @@ async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Res
     }
     let collect = async {
         let mut body = BodyStream::new(incoming);
-        let mut all = BytesMut::with_capacity(usize::try_from(length.unwrap_or(4096).min(max)).unwrap_or(0));
+        let mut all = app.receiving.begin(usize::try_from(length.unwrap_or(max)).unwrap_or(usize::MAX));
         while let Some(frame) = body.next().await {
             let frame = frame
                 .map_err(|error| Failure::new(ErrorCode::ManifestInvalid, format!("the body broke off: {error}")))?;
@@ -249,9 +251,9 @@ async fn receive(app: &App, incoming: &mut Incoming, length: Option<u64>) -> Res
             if (all.len() + bytes.len()) as u64 > max {
                 return Err(too_large());
             }
-            all.extend_from_slice(&bytes);
+            all.push(&bytes)?;
         }
-        Ok(all.freeze())
+        Ok(all.end())
     };
     tokio::time::timeout(limits.body_timeout, collect).await.unwrap_or_else(|_| {
         Err(Failure::with_status(408, ErrorCode::ManifestInvalid, "the manifest took too long to arrive"))
