@@ -244,7 +244,7 @@ pub(crate) async fn what_is_lost_gets_what_is_there(ground: &Ground) {
     let manifest = RestoredManifest {
         repository: repository("a"),
         digest,
-        manifest: image(&[blob.digest.clone()], json!({})),
+        manifest: image(std::slice::from_ref(&blob.digest), json!({})),
         record: "later".to_owned(),
         created_ms: 3,
         foreign: Vec::new(),
