@@ -31,13 +31,14 @@ pub fn signals() -> std::io::Result<CancellationToken> {
             };
             if cancelled.is_cancelled() {
                 // Not even a log that takes nothing may hold this up.
-                let say = tokio::task::spawn_blocking(move || warn!(signal = name, "second signal, leaving at once"));
-                let _ = tokio::time::timeout(LAST_WORD, say).await;
+                drop(std::thread::spawn(move || warn!(signal = name, "second signal, leaving at once")));
+                tokio::time::sleep(LAST_WORD).await;
                 std::process::exit(SECOND_SIGNAL_CODE);
             }
             // First the deed, then the word: a log that cannot be written must keep nobody from leaving.
             cancelled.cancel();
-            info!(signal = name, "shutting down");
+            // Beside this, for a pipe that nobody reads blocks, and the next signal has to be heard.
+            drop(std::thread::spawn(move || info!(signal = name, "shutting down")));
         }
     });
     Ok(token)

@@ -169,10 +169,11 @@ impl Db {
     /// # Errors
     /// When the database fails. When that happens while it commits, it is not known whether it did.
     pub async fn commit_blob(&self, new: &NewBlob<'_>) -> Result<BlobCommit, DbError> {
-        let known = self.repository_id(new.repository).await?;
+        // Remembered from here on, if it is there.
+        self.repository_id(new.repository).await?;
         let commit = self
             .transact(|run: Run| async move {
-                let place = Place::enter(&run, known, new.repository, new.now_ms).await?;
+                let place = Place::enter(&run, self.known(new.repository), new.repository, new.now_ms).await?;
                 let commit = commit(&run, place.id, new).await?;
                 if matches!(commit, BlobCommit::Over) {
                     place.leave(&run).await?;
@@ -206,13 +207,13 @@ impl Db {
             },
             None => None,
         };
-        let known = self.repository_id(to).await?;
+        self.repository_id(to).await?;
         let digest = digest.to_string();
         let digest = &digest;
         let linked = self
             .transact(|run: Run| async move {
                 let run = &run;
-                let place = Place::enter(run, known, to, now_ms).await?;
+                let place = Place::enter(run, self.known(to), to, now_ms).await?;
                 let Some(blob) = find_to_mount(run, digest, from).await? else {
                     place.leave(run).await?;
                     return Ok(None);

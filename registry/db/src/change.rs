@@ -47,6 +47,17 @@ pub struct Mark {
     pub made: String,
 }
 
+/// A database at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// What the setting says.
+    pub value: Option<String>,
+    /// Whether it has the change that was asked for; of one that is known by its number alone, whether it has come as far.
+    pub reached: bool,
+    /// How far it has come.
+    pub latest: Mark,
+}
+
 const PUSH: i64 = 1;
 const TAG: i64 = 2;
 const UNTAG: i64 = 3;
@@ -121,33 +132,12 @@ impl Db {
         .await
     }
 
-    /// How far it has come.
+    /// What a setting says, and whether the database has come as far as it was seen once, of one moment.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn mark(&self) -> Result<Mark, DbError> {
-        self.read(|run: Run| async move {
-            let text = sql!("select made_at, digest, id from changes order by id desc limit 1");
-            let Some(row) = run.one(text, Vec::new()).await? else { return Ok(Mark::default()) };
-            Ok(Mark { change: ChangeId(row.int(2)?), made: made(&row)? })
-        })
-        .await
-    }
-
-    /// Whether it has come as far as it was seen once.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn has_reached(&self, mark: &Mark) -> Result<bool, DbError> {
-        if mark.made.is_empty() {
-            return Ok(self.latest_change().await? >= mark.change);
-        }
-        self.read(|run: Run| async move {
-            let text = sql!("select made_at, digest from changes where id = ?");
-            let row = run.one(text, values![mark.change.0]).await?;
-            Ok(row.map(|row| made(&row)).transpose()?.is_some_and(|made| made == mark.made))
-        })
-        .await
+    pub async fn state(&self, setting: &str, before: &Mark) -> Result<State, DbError> {
+        self.read(|run: Run| async move { state(&run, setting, before).await }).await
     }
 
     /// The changes of a tag, the latest first.
@@ -171,9 +161,23 @@ impl Db {
     }
 }
 
-/// From a row that begins with its time and digest.
-pub(crate) fn made(row: &Row) -> Result<String, Fault> {
-    Ok(format!("{} {}", row.int(0)?, row.text(1)?))
+pub(crate) async fn state(run: &Run, setting: &str, before: &Mark) -> Result<State, Fault> {
+    let text = sql!(
+        "select s.content, b.made_at, b.digest, l.made_at, l.digest, l.id \
+         from (select max(id) as id from changes) m left join changes l on l.id = m.id \
+         left join changes b on b.id = ? left join settings s on s.name = ?"
+    );
+    let row = run.one(text, values![before.change.0, setting]).await?;
+    let row = row.ok_or_else(|| Fault::Corrupt("a count has no row".to_owned()))?;
+    let made = |column: usize| -> Result<Option<String>, Fault> {
+        Ok(row.int_option(column)?.zip(row.text_option(column + 1)?).map(|(at_ms, digest)| format!("{at_ms} {digest}")))
+    };
+    let latest = Mark { change: ChangeId(row.int_option(5)?.unwrap_or(0)), made: made(3)?.unwrap_or_default() };
+    let reached = match before.made.is_empty() {
+        true => latest.change >= before.change,
+        false => made(1)?.as_ref() == Some(&before.made),
+    };
+    Ok(State { value: row.text_option(0)?, reached, latest })
 }
 
 /// A change that is to be noted.

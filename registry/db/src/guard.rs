@@ -1,14 +1,14 @@
 //! Writing only to the database that a process belongs to.
 //!
 //! A server's database can be dropped, rebuilt, or replaced by an older state under the processes that use it. What they remember, such as the numbers of
-//! repositories, is wrong of it then. So each of their transactions looks first.
+//! repositories, is wrong of it then. So each of their transactions looks first, and once more before its end if it took long.
 
 use parking_lot::RwLock;
 
 use crate::Db;
 use crate::change::{self, Mark};
 use crate::error::Fault;
-use crate::sql::{Run, sql, values};
+use crate::sql::Run;
 
 /// What a process expects of its database; nothing at first.
 #[derive(Debug, Default)]
@@ -25,18 +25,9 @@ impl Guard {
     /// The first thing in a transaction on a server.
     pub(crate) async fn check(&self, run: &Run) -> Result<(), Fault> {
         let Some(expected) = self.0.read().clone() else { return Ok(()) };
-        let text = sql!(
-            "select c.made_at, c.digest, c.id from settings s left join changes c on c.id = ? \
-             where s.name = ? and s.content = ?"
-        );
-        let row = run.one(text, values![expected.mark.change.0, expected.setting, expected.value]).await?;
-        let row = row.ok_or(Fault::NotOurs)?;
-        let is_there = row.int_option(2)?.is_some();
-        if expected.mark.made.is_empty() || (is_there && change::made(&row)? == expected.mark.made) {
-            Ok(())
-        } else {
-            Err(Fault::NotOurs)
-        }
+        let state = change::state(run, expected.setting, &expected.mark).await?;
+        let is_ours = state.reached && state.value.is_some_and(|value| value == expected.value);
+        if is_ours { Ok(()) } else { Err(Fault::NotOurs) }
     }
 }
 

@@ -60,7 +60,7 @@ mod transact;
 mod upload;
 
 pub use blob::{BlobCommit, BlobEntry, Link, Linked, NewBlob, Renewal, Unlink};
-pub use change::{Change, ChangeKind, Mark};
+pub use change::{Change, ChangeKind, Mark, State};
 pub use collect::{Backlog, Collected, Untagged};
 pub use config::DbConfig;
 pub use connect::Db;

@@ -88,6 +88,11 @@ impl Db {
         Ok(found)
     }
 
+    /// What is remembered at this moment: whoever tries a transaction again asks again.
+    pub(crate) fn known(&self, name: &RepositoryName) -> Option<RepositoryId> {
+        self.inner.known.get(name)
+    }
+
     /// A push to it was committed.
     pub(crate) fn remember(&self, name: &RepositoryName, id: RepositoryId) {
         self.inner.known.put(name, id);

@@ -1,7 +1,7 @@
 //! Running transactions, and running them again.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sea_orm::{DatabaseTransaction, TransactionTrait as _};
 use tracing::debug;
@@ -21,6 +21,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 /// A transaction has so many times the time of a statement.
 const STATEMENTS_PER_TRANSACTION: u32 = 4;
+
+/// Of what took longer it is not certain that the database is still the one it began with.
+const LONG: Duration = Duration::from_secs(3);
 
 /// How often it was tried, and why it failed.
 #[derive(Default)]
@@ -98,10 +101,17 @@ impl Db {
         let pool = self.inner.pool.clone();
         let begun = apart(async move { pool.begin().await }).await;
         let transaction = Arc::new(begun.map_err(|error| Failed::Before(error.into()))?);
-        let result = match self.inner.guard.check(&Run::inside(&transaction, self.inner.dialect)).await {
-            Ok(()) => work(Run::inside(&transaction, self.inner.dialect)).await,
-            Err(fault) => Err(fault),
+        let run = || Run::inside(&transaction, self.inner.dialect);
+        let result = async {
+            self.inner.guard.check(&run()).await?;
+            let begun = Instant::now();
+            let done = work(run()).await?;
+            if begun.elapsed() > LONG {
+                self.inner.guard.check(&run()).await?;
+            }
+            Ok::<T, Fault>(done)
         };
+        let result = result.await;
         let transaction = Arc::into_inner(transaction)
             .ok_or_else(|| Failed::Before(Fault::Corrupt("a transaction is still used after its end".to_owned())))?;
         match result {

@@ -24,7 +24,7 @@ use crate::http::{Failure, Receiving, Registry};
 use crate::metrics::RegistryMetrics;
 use crate::open::OpenUploads;
 use crate::sessions::Sessions;
-use crate::tie::{self, Tie};
+use crate::tie::{self, Rebuild, Tie};
 use crate::unsettled::Unsettled;
 use crate::upkeep;
 
@@ -43,7 +43,7 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) cache: Cache,
     pub(crate) access: Access,
-    pub(crate) upload_key: UploadKey,
+    pub(crate) upload_key: RwLock<UploadKey>,
     pub(crate) active: ActiveUploads,
     pub(crate) open: OpenUploads,
     /// Memory for manifests that are being sent.
@@ -72,16 +72,22 @@ impl App {
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
         store.claim(db.is_exclusive()).await.context("cannot open the store")?;
         tie::expect(&db, &store).await?;
-        Self::with(config, db, store, metrics).await
+        let tie = Tie::of(&db, &store).await?;
+        Self::with(config, db, store, tie, metrics).await
     }
 
     /// Opens them to fill the database from the store; one in which there is something, only to `merge`.
-    pub(crate) async fn open_to_rebuild(config: Config, merge: bool, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+    pub(crate) async fn open_to_rebuild(
+        config: Config,
+        merge: bool,
+        metrics: &Metrics,
+    ) -> anyhow::Result<(Arc<Self>, Rebuild)> {
         let db = Db::connect(&config.database).await.context("cannot open the database")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
         store.claim(db.is_exclusive()).await.context("cannot open the store")?;
-        tie::begin_rebuild(&db, &store, merge).await?;
-        Self::with(config, db, store, metrics).await
+        let rebuild = tie::begin_rebuild(&db, &store, merge).await?;
+        let tie = Tie::untied(&db, &store).await?;
+        Ok((Self::with(config, db, store, tie, metrics).await?, rebuild))
     }
 
     /// Opens them to look, also at the database of a process that serves.
@@ -89,26 +95,25 @@ impl App {
         let db = Db::connect_to_read(&config.database).await.context("cannot open the database")?;
         let store = blobs::open(&config.store).await.context("cannot open the store")?;
         tie::expect_to_read(&db, &store).await?;
-        Self::with(config, db, store, metrics).await
+        let tie = Tie::untied(&db, &store).await?;
+        Self::with(config, db, store, tie, metrics).await
     }
 
-    async fn with(config: Config, db: Db, store: Store, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+    async fn with(config: Config, db: Db, store: Store, tie: Tie, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
         let access = Access::new(&config.auth).context("cannot tell who may come in")?;
         let key = db
             .setting_or_insert(UPLOAD_KEY, &hex::encode(rand::random::<[u8; 32]>()))
             .await
             .context("cannot read the key of uploads")?;
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(&key, &mut bytes).context("the key of uploads in the database is damaged")?;
         Ok(Arc::new(Self {
             cache: Cache::new(&config.cache, db.is_exclusive()),
             gc: RwLock::new(config.gc.clone()),
-            upload_key: UploadKey::new(bytes),
+            upload_key: RwLock::new(upload_key(&key)?),
             active: ActiveUploads::default(),
             open: OpenUploads::default(),
             receiving: Receiving::new(config.manifests.max_receiving),
             sessions: Sessions::default(),
-            tie: Tie::of(&db, &store).await?,
+            tie,
             unsettled: Unsettled::default(),
             changing: TaskTracker::new(),
             metrics: RegistryMetrics::new(metrics),
@@ -118,6 +123,20 @@ impl App {
             db,
             config,
         }))
+    }
+
+    /// Forgets what is remembered of the database: it may be another one by now.
+    pub(crate) fn forget(&self) {
+        self.cache.clear();
+        self.db.forget_ids();
+    }
+
+    /// Sees to it that this process signs uploads as the others do, also in a database that was made anew.
+    pub(crate) async fn learn_upload_key(&self) -> anyhow::Result<()> {
+        if let Some(key) = self.db.setting(UPLOAD_KEY).await? {
+            *self.upload_key.write() = upload_key(&key)?;
+        }
+        Ok(())
     }
 
     /// Milliseconds since 1970.
@@ -216,6 +235,13 @@ impl App {
         }
         self.removals_wanted();
     }
+}
+
+/// From the text in the database.
+fn upload_key(text: &str) -> anyhow::Result<UploadKey> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text, &mut bytes).context("the key of uploads in the database is damaged")?;
+    Ok(UploadKey::new(bytes))
 }
 
 /// Serves until the shutdown.

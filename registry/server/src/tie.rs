@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use blobs::{Store, StoreIdentity};
-use db::{ChangeId, Db, DbError, Mark};
+use db::{ChangeId, Db, Mark};
 use parking_lot::Mutex;
 
 /// The name of the setting that holds the store's name.
 const SETTING: &str = "store";
+/// And of the one that is there while the database is being rebuilt.
+const REBUILD: &str = "rebuild";
 /// What was seen longer ago is not relied on.
 const SEEN_MAX: Duration = Duration::from_secs(10);
 /// After so long every process has noticed that the name is gone, or answers nothing because it could not look.
@@ -38,7 +40,7 @@ pub(crate) enum Untied {
     #[error("the database is that of store {database}, and this is store {store}")]
     Other { store: String, database: String },
     #[error(
-        "the database is older than the store, or was: it has come to change {database}, and does not have change {store}, which was made; \
+        "the database is older than the store, or was: it is at change {database}, and lacks change {store}, which was seen; \
          `registry rebuild --merge` adds what it has missed"
     )]
     Older { store: i64, database: i64 },
@@ -60,14 +62,13 @@ struct Facts {
 impl Facts {
     async fn of(db: &Db, store: &Store) -> anyhow::Result<Self> {
         let identity = store.identity().await.context("cannot read the store's name")?;
+        let seen = identity.as_ref().map(mark_of).unwrap_or_default();
+        let state = db.state(SETTING, &seen).await.context("cannot read the name of the database's store")?;
         Ok(Self {
-            reached: match &identity {
-                Some(identity) => db.has_reached(&mark_of(identity)).await?,
-                None => true,
-            },
             store: identity,
-            database: db.setting(SETTING).await.context("cannot read the name of the database's store")?,
-            change: db.latest_change().await?.0,
+            database: state.value,
+            change: state.latest.change.0,
+            reached: state.reached,
             store_is_empty: store.is_empty().await?,
             database_is_empty: db.is_empty().await?,
         })
@@ -130,7 +131,7 @@ pub(crate) async fn expect_to_read(db: &Db, store: &Store) -> anyhow::Result<()>
 ///
 /// The database has no name from here on, so that one that is not rebuilt to its end is not served. Processes that still run may remember
 /// another state of it than it is in, and what one of them deletes meanwhile would be brought back: waits until they have noticed.
-pub(crate) async fn begin_rebuild(db: &Db, store: &Store, merge: bool) -> anyhow::Result<()> {
+pub(crate) async fn begin_rebuild(db: &Db, store: &Store, merge: bool) -> anyhow::Result<Rebuild> {
     let facts = Facts::of(db, store).await?;
     facts.judge_rebuild()?;
     anyhow::ensure!(
@@ -138,22 +139,53 @@ pub(crate) async fn begin_rebuild(db: &Db, store: &Store, merge: bool) -> anyhow
         "the database is not empty; --merge adds to it what only the store has"
     );
     db.remove_setting(SETTING).await?;
+    let rebuild = Rebuild { name: random_name() };
+    db.remove_setting(REBUILD).await?;
+    db.setting_or_insert(REBUILD, &rebuild.name).await?;
     if !db.is_exclusive() {
         tracing::info!("waiting until processes that still run have noticed");
         tokio::time::sleep(NOTICED).await;
     }
-    Ok(())
+    Ok(rebuild)
 }
 
-/// From now on they belong to each other, and the store has seen what the database knows.
-pub(crate) async fn tie(db: &Db, store: &Store) -> anyhow::Result<()> {
+/// A rebuild that goes on.
+#[derive(Debug)]
+pub(crate) struct Rebuild {
+    /// What tells it from one that was begun later.
+    name: String,
+}
+
+impl Rebuild {
+    /// From now on they belong to each other. The database gets its name last: whoever sees it finds the store as it should be.
+    pub(crate) async fn end(self, db: &Db, store: &Store) -> anyhow::Result<()> {
+        let state = db.state(REBUILD, &Mark::default()).await?;
+        anyhow::ensure!(
+            state.value.as_ref() == Some(&self.name),
+            "another rebuild was begun meanwhile; when that has ended, all is well"
+        );
+        let id = store.identity().await?.map_or_else(random_name, |identity| identity.id);
+        store.put_identity(&identity(id.clone(), state.latest)).await.context("cannot write the store's name")?;
+        let named = db.setting_or_insert(SETTING, &id).await?;
+        anyhow::ensure!(named == id, "somebody else has given the database a name");
+        db.remove_setting(REBUILD).await?;
+        Ok(())
+    }
+}
+
+/// Two that are new belong to each other from now on.
+async fn tie(db: &Db, store: &Store) -> anyhow::Result<()> {
     let ours = match store.identity().await? {
         Some(identity) => identity.id,
-        None => hex::encode(rand::random::<[u8; 16]>()),
+        None => random_name(),
     };
     let id = db.setting_or_insert(SETTING, &ours).await?;
-    let mark = db.mark().await?;
-    store.put_identity(&identity(id, mark)).await.context("cannot write the store's name")
+    let latest = db.state(SETTING, &Mark::default()).await?.latest;
+    store.put_identity(&identity(id, latest)).await.context("cannot write the store's name")
+}
+
+fn random_name() -> String {
+    hex::encode(rand::random::<[u8; 16]>())
 }
 
 /// What a process that serves knows of it.
@@ -162,29 +194,56 @@ pub(crate) struct Tie {
     /// The one process of a database need not look: nobody else can change it.
     exclusive: bool,
     id: String,
+    /// When the process looked last and found it so.
     seen: Mutex<Instant>,
     gone: AtomicBool,
     /// How far the database was seen to have come.
-    mark: Mutex<Mark>,
+    reached: Mutex<Mark>,
     /// The change that the store was told.
-    noted: Mutex<ChangeId>,
+    told: Mutex<ChangeId>,
+}
+
+/// What a look shows.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// All is as it was.
+    Holds,
+    /// The database is not the store's, or not as far as it was: nothing is to be answered, or remembered.
+    Lost,
+    /// It is the store's again. What is remembered of it is to be forgotten, and then [`Tie::accept`] called.
+    Back(Back),
+}
+
+/// A database that is the store's again.
+#[derive(Debug)]
+pub(crate) struct Back {
+    asked: Instant,
+    latest: Mark,
+    told: ChangeId,
 }
 
 impl Tie {
     /// Of two that were just found to belong together. Only this database is written to from now on.
+    ///
+    /// # Errors
+    /// When they do not any more.
     pub(crate) async fn of(db: &Db, store: &Store) -> anyhow::Result<Self> {
-        let noted = store.identity().await?.as_ref().map(mark_of).unwrap_or_default();
-        let id = db.setting(SETTING).await?.unwrap_or_default();
-        if !id.is_empty() {
-            db.belong(SETTING, &id, &noted);
-        }
+        let tie = Self::untied(db, store).await?;
+        anyhow::ensure!(!tie.id.is_empty(), Untied::Unknown);
+        db.belong(SETTING, &tie.id, &tie.reached.lock());
+        Ok(tie)
+    }
+
+    /// Of two that need not belong together yet.
+    pub(crate) async fn untied(db: &Db, store: &Store) -> anyhow::Result<Self> {
+        let told = store.identity().await?.as_ref().map(mark_of).unwrap_or_default();
         Ok(Self {
             exclusive: db.is_exclusive(),
-            id,
+            id: db.setting(SETTING).await?.unwrap_or_default(),
             seen: Mutex::new(Instant::now()),
             gone: AtomicBool::new(false),
-            noted: Mutex::new(noted.change),
-            mark: Mutex::new(noted),
+            told: Mutex::new(told.change),
+            reached: Mutex::new(told),
         })
     }
 
@@ -193,49 +252,69 @@ impl Tie {
         self.exclusive || (!self.gone.load(Ordering::Acquire) && self.seen.lock().elapsed() < SEEN_MAX)
     }
 
-    /// Looks. What is remembered of the database is forgotten when it is lost, and again before it counts again.
-    pub(crate) async fn look(&self, db: &Db, forget: impl Fn()) -> Result<(), DbError> {
+    /// Looks.
+    pub(crate) async fn look(&self, db: &Db, store: &Store) -> anyhow::Result<Look> {
         if self.exclusive {
-            return Ok(());
+            return Ok(Look::Holds);
         }
-        let is_ours = db.setting(SETTING).await?.is_some_and(|id| id == self.id);
-        let before = self.mark.lock().clone();
-        let why = if !is_ours {
-            // Whatever it will have come to when it is back.
-            *self.mark.lock() = Mark::default();
-            *self.noted.lock() = ChangeId::default();
-            db.belong(SETTING, &self.id, &Mark::default());
-            "the database is being rebuilt, or is another one now".to_owned()
-        } else if !db.has_reached(&before).await? {
-            Untied::Older { store: before.change.0, database: db.latest_change().await?.0 }.to_string()
-        } else {
-            if !self.holds() {
-                forget();
-                tracing::info!("the database is back");
-            }
-            let mark = db.mark().await?;
-            db.belong(SETTING, &self.id, &mark);
-            *self.mark.lock() = mark;
-            *self.seen.lock() = Instant::now();
-            self.gone.store(false, Ordering::Release);
-            return Ok(());
+        // The answer may be as old as the question.
+        let asked = Instant::now();
+        let before = self.reached.lock().clone();
+        let state = db.state(SETTING, &before).await?;
+        if state.value.as_ref() != Some(&self.id) {
+            return Ok(self.lose("the database is being rebuilt, or is another one now"));
+        }
+        if state.reached && self.holds() {
+            self.set(asked, state.latest, db);
+            return Ok(Look::Holds);
+        }
+        // What was seen before does not count: a rebuild may have come to other numbers, and a backup may be half restored. How far it
+        // has to have come, the store says.
+        let told = store.identity().await?.filter(|identity| identity.id == self.id).as_ref().map(mark_of);
+        let Some(told) = told else {
+            return Ok(self.lose("the store is another one now"));
         };
-        if !self.gone.swap(true, Ordering::AcqRel) {
-            forget();
-            tracing::error!("{why}; nothing is answered until it is back");
+        let state = db.state(SETTING, &told).await?;
+        if state.value.as_ref() != Some(&self.id) || !state.reached {
+            let (store, database) = (told.change.0, state.latest.change.0);
+            return Ok(self.lose(&Untied::Older { store, database }.to_string()));
         }
-        Ok(())
+        Ok(Look::Back(Back { asked, latest: state.latest, told: told.change }))
     }
 
-    /// Lets the store know how far the database has come.
+    fn lose(&self, why: &str) -> Look {
+        if !self.gone.swap(true, Ordering::AcqRel) {
+            tracing::error!("{why}; nothing is answered until it is back");
+        }
+        Look::Lost
+    }
+
+    /// Nothing is remembered of what was before.
+    pub(crate) fn accept(&self, back: Back, db: &Db) {
+        *self.told.lock() = back.told;
+        self.set(back.asked, back.latest, db);
+        self.gone.store(false, Ordering::Release);
+        tracing::info!("the database is back");
+    }
+
+    fn set(&self, asked: Instant, latest: Mark, db: &Db) {
+        db.belong(SETTING, &self.id, &latest);
+        *self.reached.lock() = latest;
+        *self.seen.lock() = asked;
+    }
+
+    /// Lets the store know how far the database was seen to have come.
     pub(crate) async fn note(&self, db: &Db, store: &Store) -> anyhow::Result<()> {
-        let mark = db.mark().await?;
-        let change = mark.change;
-        if !self.holds() || change <= *self.noted.lock() {
+        let reached = match self.exclusive {
+            true => db.state(SETTING, &Mark::default()).await?.latest,
+            false => self.reached.lock().clone(),
+        };
+        let change = reached.change;
+        if !self.holds() || change <= *self.told.lock() {
             return Ok(());
         }
-        store.put_identity(&identity(self.id.clone(), mark)).await?;
-        *self.noted.lock() = change;
+        store.put_identity(&identity(self.id.clone(), reached)).await?;
+        *self.told.lock() = change;
         Ok(())
     }
 }

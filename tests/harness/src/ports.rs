@@ -19,7 +19,7 @@ const COUNT: u16 = 22_000;
 /// A port of this address that nobody listens on. No other call of this process gets it before 22,000 others were given,
 /// so it may be listened on later, and again and again.
 pub(crate) fn free(ip: IpAddr) -> Result<u16> {
-    // Where others that run on this machine at the same time do not begin, too.
+    // Programs that run at the same time begin at different ports.
     static NEXT: LazyLock<AtomicU32> =
         LazyLock::new(|| AtomicU32::new((RandomState::new().hash_one("") % u64::from(COUNT)) as u32));
     (0..COUNT)

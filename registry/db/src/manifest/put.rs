@@ -98,7 +98,8 @@ impl Db {
     /// # Errors
     /// When something it needs is missing, or the database fails.
     pub async fn put_manifest(&self, new: &NewManifest<'_>) -> Result<ManifestPut, PutManifestError> {
-        let known = self.repository_id(new.repository).await?;
+        // Remembered from here on, if it is there.
+        self.repository_id(new.repository).await?;
         let digest = new.digest.to_string();
         let references = References::of(new.manifest);
         let mut tags: Vec<&TagName> = new.tags.iter().collect();
@@ -107,7 +108,7 @@ impl Db {
         let (digest, references, tags) = (&digest, &references, &tags);
         let outcome = self
             .transact(|run: Run| async move {
-                let place = Place::enter(&run, known, new.repository, new.now_ms).await?;
+                let place = Place::enter(&run, self.known(new.repository), new.repository, new.now_ms).await?;
                 let outcome = Put { repository: place.id, digest, references, tags, new }.run(&run).await?;
                 if outcome.is_err() {
                     place.leave(&run).await?;

@@ -1,4 +1,4 @@
-//! `registry rebuild`: fills an empty database from the store alone.
+//! `registry rebuild`: fills a database from the store alone, or adds to one what only the store has.
 
 use std::collections::HashSet;
 
@@ -12,12 +12,12 @@ use service::metrics::Metrics;
 use super::say;
 use crate::app::App;
 use crate::config::Config;
-use crate::{records, tie};
+use crate::records;
 
 /// Flags of `registry rebuild`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct RebuildArgs {
-    /// Also when the database is not empty: adds what it does not know, and changes nothing that it does
+    /// Also when the database is not empty: adds what it does not know, and changes only rows whose bytes or record are gone
     #[arg(long)]
     pub merge: bool,
     /// One line of JSON
@@ -47,7 +47,7 @@ struct Report {
 /// When the database is not empty, or store or database fail.
 pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()> {
     let metrics = Metrics::new("registry", env!("CARGO_PKG_VERSION"));
-    let app = App::open_to_rebuild(config, args.merge, &metrics).await?;
+    let (app, rebuild) = App::open_to_rebuild(config, args.merge, &metrics).await?;
     let mut report = Report::default();
     let present = match app.db.is_empty().await? {
         true => None,
@@ -57,7 +57,7 @@ pub(crate) async fn run(config: Config, args: RebuildArgs) -> anyhow::Result<()>
     manifests(&app, &mut report, present.as_ref()).await?;
     tags(&app, &mut report).await?;
     report.unneeded = unneeded(&app).await?;
-    tie::tie(&app.db, &app.store).await?;
+    rebuild.end(&app.db, &app.store).await?;
     if args.json {
         say(serde_json::to_string(&report)?);
     } else {

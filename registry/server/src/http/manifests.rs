@@ -161,8 +161,9 @@ fn failed(app: &App, new: &NewManifest<'_>, error: PutManifestError) -> Failure 
     if is_in_doubt(&error) {
         // What we remember is of before, and the records of the tags may have to be written.
         new.tags.iter().for_each(|tag| app.unsettled.tag(new.repository, tag));
-        if let Some(repository) = app.cache.repository(new.repository) {
-            app.cache.changed(repository);
+        match app.cache.repository(new.repository) {
+            Some(repository) => app.cache.changed(repository),
+            None => app.cache.changed_everywhere(),
         }
     }
     refused(error)

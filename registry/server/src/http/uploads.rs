@@ -75,7 +75,7 @@ pub(super) async fn begin(app: &App, call: &Call, name: &RepositoryName, incomin
     }
     app.open.has_room(call.client, &app.config.uploads)?;
     app.cache.upload_begun(id);
-    let signed = app.upload_key.sign(name, id);
+    let signed = app.upload_key.read().sign(name, id);
     let session = if algorithm == Algorithm::Sha512 { format!("{signed}{SHA512_SUFFIX}") } else { signed };
     let mut response = accepted(app, call, name, &session, id, 0);
     // Clients that send in chunks learn that any size will do.
@@ -412,7 +412,7 @@ fn verified(app: &App, name: &RepositoryName, text: &str) -> Option<(UploadId, A
         Some(signed) => (signed, Algorithm::Sha512),
         None => (text, Algorithm::Sha256),
     };
-    Some((app.upload_key.verify(name, signed)?, algorithm))
+    Some((app.upload_key.read().verify(name, signed)?, algorithm))
 }
 
 /// The session, for a request that goes on with it: what is known of it stays true in this process.

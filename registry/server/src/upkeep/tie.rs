@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
+use crate::tie::Look;
 
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How often the store is told at most.
@@ -13,11 +14,7 @@ pub(super) async fn run(app: Arc<App>) {
     let mut noted = Instant::now();
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let forget = || {
-            app.cache.clear();
-            app.db.forget_ids();
-        };
-        if let Err(error) = app.tie.look(&app.db, forget).await {
+        if let Err(error) = look(&app).await {
             tracing::debug!(%error, "whether the database is still the store's cannot be asked");
             continue;
         }
@@ -28,4 +25,17 @@ pub(super) async fn run(app: Arc<App>) {
             }
         }
     }
+}
+
+async fn look(app: &App) -> anyhow::Result<()> {
+    match app.tie.look(&app.db, &app.store).await? {
+        Look::Holds => {}
+        Look::Lost => app.forget(),
+        Look::Back(back) => {
+            app.forget();
+            app.learn_upload_key().await?;
+            app.tie.accept(back, &app.db);
+        }
+    }
+    Ok(())
 }
