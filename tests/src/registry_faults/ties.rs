@@ -101,13 +101,6 @@ fn files(run: &Run) -> CaseResult {
     for (command, args) in [("serve", &[][..]), ("fsck", &["--repair"])] {
         refuses(&site, command, args, "older than the store")?;
     }
-    // As a backup that is read in table by table: the name comes and goes.
-    let name = site.servers.sql("select content from settings where name = 'store'")?.trim().to_owned();
-    site.servers.sql("delete from settings where name = 'store'")?;
-    thread::sleep(NOTED);
-    site.servers.sql(&format!("insert into settings (name, content) values ('store', '{name}')"))?;
-    thread::sleep(NOTED);
-    client.manifest("team0/app", "v1")?.asks_to_come_back("UNAVAILABLE", "a database that is older after all")?;
     ensure!(site.servers.stored("")?.len() == stored, "something was removed");
     site.registries[0].command("rebuild").arg("--merge").run(REBUILD)?;
     site.registries[0].restart()?;
@@ -247,6 +240,13 @@ fn set_back(run: &Run) -> CaseResult {
     thread::sleep(NOTED);
     let upload = client.ask("POST", "/v2/team0/app/blobs/uploads/", &[], &[])?;
     upload.asks_to_come_back("UNAVAILABLE", "an upload")?;
+    // As a backup that is read in table by table: the name comes and goes.
+    let name = site.servers.sql("select content from settings where name = 'store'")?.trim().to_owned();
+    site.servers.sql("delete from settings where name = 'store'")?;
+    thread::sleep(NOTED);
+    site.servers.sql(&format!("insert into settings (name, content) values ('store', '{name}')"))?;
+    thread::sleep(NOTED);
+    client.manifest("team0/app", "v1")?.asks_to_come_back("UNAVAILABLE", "a database that is older after all")?;
     ensure!(site.servers.stored("")?.len() == stored, "something was removed");
     site.registries[0].command("rebuild").arg("--merge").run(REBUILD)?;
     wait_until("it answers again", SETTLE, || Ok(client.manifest("team0/app", "v1")?.status == 200))?;

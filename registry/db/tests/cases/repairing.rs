@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use db::{
     BlobId, ChangeId, Dangling, Db, ManifestId, ManifestRow, Mark, NeededBy, Restored, RestoredBlob, RestoredManifest,
-    RestoredTag, TagRow,
+    RestoredTag, State, TagRow,
 };
 use oci::Reference;
 use serde_json::json;
@@ -262,19 +262,23 @@ pub(crate) async fn what_is_lost_gets_what_is_there(ground: &Ground) {
 
 pub(crate) async fn a_database_that_was_set_back_is_not_written_to(ground: &Ground) {
     let db = &ground.db;
-    assert_eq!(db.mark().await.unwrap(), Mark::default());
-    assert!(db.has_reached(&Mark::default()).await.unwrap());
+    let state = async |mark: &Mark| db.state("store", mark).await.unwrap();
+    let empty = State { value: None, reached: true, latest: Mark::default() };
+    assert_eq!(state(&Mark::default()).await, empty);
     push_image(db, "a", "one", &["t"], 1, 1).await;
-    let mark = db.mark().await.unwrap();
-    assert!(mark.change == db.latest_change().await.unwrap() && db.has_reached(&mark).await.unwrap());
+    let mark = state(&Mark::default()).await.latest;
+    assert_eq!(mark.change, db.latest_change().await.unwrap());
     let unknown = Mark { made: String::new(), ..mark.clone() };
     let other = Mark { made: "5 sha256:another".to_owned(), ..mark.clone() };
     let later = Mark { change: ChangeId(mark.change.0 + 1), ..mark.clone() };
-    for (mark, reached) in [(&unknown, true), (&other, false), (&later, false)] {
-        assert_eq!(db.has_reached(mark).await.unwrap(), reached, "{mark:?}");
+    let later_unknown = Mark { made: String::new(), ..later.clone() };
+    for (before, reached) in
+        [(&mark, true), (&unknown, true), (&other, false), (&later, false), (&later_unknown, false)]
+    {
+        assert_eq!(state(before).await, State { value: None, reached, latest: mark.clone() }, "{before:?}");
     }
-    assert!(!db.has_reached(&Mark { made: String::new(), ..later.clone() }).await.unwrap());
     db.setting_or_insert("store", "ours").await.unwrap();
+    assert_eq!(state(&mark).await.value.as_deref(), Some("ours"));
     let write = || async { db.remove_setting("unrelated").await };
     // The one process of a file has nobody who could set it back.
     let refused = |result: Result<(), db::DbError>, what: &str| {
@@ -287,7 +291,7 @@ pub(crate) async fn a_database_that_was_set_back_is_not_written_to(ground: &Grou
     }
     db.belong("store", "theirs", &mark);
     refused(write().await, "another name");
-    for mark in [&other, &later] {
+    for mark in [&other, &later, &later_unknown] {
         db.belong("store", "ours", mark);
         refused(write().await, "another change");
     }
