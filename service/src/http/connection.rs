@@ -102,7 +102,17 @@ where
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     let ends = Ends { drain: shutdown, kill: CancellationToken::new(), pressure: Arc::new(Notify::new()) };
-    run(stream, no_tcp, peer, service, limits, false, &ends, Hold::new(None, None), None).await
+    let terms = Terms { limits, half_close: false, ends: &ends, metrics: None };
+    run(stream, no_tcp, peer, service, terms, Hold::new(None, None)).await
+}
+
+/// How a connection is served, whatever its stream is.
+pub(super) struct Terms<'t> {
+    pub(super) limits: &'t HttpLimits,
+    /// See [`super::Server::with_half_close`].
+    pub(super) half_close: bool,
+    pub(super) ends: &'t Ends,
+    pub(super) metrics: Option<ListenerMetrics>,
 }
 
 /// The socket under a byte stream, where what is written reaches it unchanged.
@@ -113,17 +123,13 @@ pub(super) const fn no_tcp<T>(_stream: &T) -> Option<&TcpStream> {
     None
 }
 
-#[allow(clippy::too_many_arguments, reason = "two callers, and each argument is of a type of its own")]
 pub(super) async fn run<T, S, B>(
     stream: T,
     tcp: TcpOf<T>,
     peer: Peer,
     service: S,
-    limits: &HttpLimits,
-    half_close: bool,
-    ends: &Ends,
+    terms: Terms<'_>,
     hold: Hold,
-    metrics: Option<ListenerMetrics>,
 ) -> Result<(), &'static str>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -134,6 +140,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
+    let Terms { limits, half_close, ends, metrics } = terms;
     let activity = Arc::new(Activity::new());
     let sendfile = tcp(&stream).is_some().then(SendFile::default);
     let builder = builder(limits, half_close, metrics.clone());

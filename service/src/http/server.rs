@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::connection::{self, Ends, Hold};
+use super::connection::{self, Ends, Hold, Terms};
 use super::listener::Stream;
 use super::{ListenAddr, Listener};
 use crate::config::{ByteSize, Problems, Validate};
@@ -261,36 +261,11 @@ impl Server {
             let (service, limits, tls, metrics, ends) =
                 (service.clone(), Arc::clone(&limits), tls.clone(), metrics.clone(), ends.clone());
             tracker.spawn(async move {
+                let terms = Terms { limits: &limits, half_close, ends: &ends, metrics: metrics.clone() };
                 let result = match tls {
-                    None => {
-                        connection::run(
-                            stream,
-                            tcp_of,
-                            peer,
-                            service,
-                            &limits,
-                            half_close,
-                            &ends,
-                            hold,
-                            metrics.clone(),
-                        )
-                        .await
-                    }
+                    None => connection::run(stream, tcp_of, peer, service, terms, hold).await,
                     Some(tls) => match handshake(stream, tls, limits.header_timeout, &ends).await {
-                        Ok(stream) => {
-                            connection::run(
-                                stream,
-                                connection::no_tcp,
-                                peer,
-                                service,
-                                &limits,
-                                half_close,
-                                &ends,
-                                hold,
-                                metrics.clone(),
-                            )
-                            .await
-                        }
+                        Ok(stream) => connection::run(stream, connection::no_tcp, peer, service, terms, hold).await,
                         Err(reason) => Err(reason),
                     },
                 };
