@@ -1,7 +1,6 @@
 //! A lock on the whole store: two databases beside one folder would each take for litter what only the other knows.
 
 use std::fs::{File, TryLockError};
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,13 +27,11 @@ pub(super) async fn lock(root: &Path, alone: bool) -> Result<Option<File>, Store
             }
             Err(TryLockError::Error(error)) => {
                 // NFS does not lock folders.
-                report(root, &error);
+                tracing::warn!(
+                    folder = %root.display(), %error, "the store cannot be locked: nothing keeps another registry away"
+                );
                 return Ok(None);
             }
         }
     }
-}
-
-fn report(root: &Path, error: &io::Error) {
-    tracing::warn!(folder = %root.display(), %error, "the store cannot be locked: nothing keeps another registry away");
 }
