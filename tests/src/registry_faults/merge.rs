@@ -27,11 +27,15 @@ pub(super) fn cases() -> Vec<Case> {
     ]
 }
 
-/// Copies the database of a registry that is stopped.
-fn back_up(site: &Site) -> Result<PathBuf> {
+/// A registry that has this image in `a/b`, under this tag, and goes on; and a copy of its database.
+fn backed_up(run: &Run, config: &str, tag: &str, image: &Manifest) -> Result<(Site, PathBuf)> {
+    let mut site = Site::simple(run, config)?;
+    site.client().push_image("a/b", tag, image)?;
+    site.stop()?;
     let copy = site.servers.folder.join("backup");
     fs::copy(site.servers.sqlite(), &copy)?;
-    Ok(copy)
+    site.registries[0].restart()?;
+    Ok((site, copy))
 }
 
 fn restore(site: &Site, copy: &PathBuf) -> Result<()> {
@@ -44,12 +48,8 @@ fn merge(site: &Site) -> Result<()> {
 }
 
 fn broken_off(run: &Run) -> CaseResult {
-    let mut site = Site::simple(run, "")?;
     let image = Manifest::image("image", &[Blob::random(3000, 900)]);
-    site.client().push_image("a/b", "first", &image)?;
-    site.stop()?;
-    let copy = back_up(&site)?;
-    site.registries[0].restart()?;
+    let (mut site, copy) = backed_up(run, "", "first", &image)?;
     let mut client = site.client();
     for number in 0..TAGS {
         client.put_manifest("a/b", &format!("t{number}"), &image)?.is(201, "a tag")?;
@@ -79,12 +79,8 @@ fn broken_off(run: &Run) -> CaseResult {
 
 /// Rows of the backup name bytes and a record that are gone; the store has others of the same content.
 fn again(run: &Run) -> CaseResult {
-    let mut site = Site::simple(run, AT_ONCE)?;
     let image = Manifest::image("image", &[Blob::random(3000, 910)]);
-    site.client().push_image("a/b", "t", &image)?;
-    site.stop()?;
-    let copy = back_up(&site)?;
-    site.registries[0].restart()?;
+    let (mut site, copy) = backed_up(run, AT_ONCE, "t", &image)?;
     let mut client = site.client();
     client.delete_manifest("a/b", &image.digest.to_string())?.is(202, "delete")?;
     site.wait_upkeep()?;
@@ -131,12 +127,8 @@ fn waiting(run: &Run) -> CaseResult {
 }
 
 fn two_databases(run: &Run) -> CaseResult {
-    let mut site = Site::simple(run, "")?;
     let image = Manifest::image("image", &[Blob::random(3000, 930)]);
-    site.client().push_image("a/b", "t", &image)?;
-    site.stop()?;
-    let copy = back_up(&site)?;
-    site.registries[0].restart()?;
+    let (mut site, copy) = backed_up(run, "", "t", &image)?;
     let registry = &site.registries[0];
     let (ours, theirs) =
         (site.servers.database_url(), SkimmerRegistry::database(&format!("sqlite://{}", copy.display())));
