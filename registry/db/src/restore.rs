@@ -191,13 +191,18 @@ async fn restore_blob(
     }
     let lock = sql!("select store_key from blobs where digest = ? for update");
     let Some(row) = run.one(lock, values![digest.as_str()]).await? else {
-        return Err(Fault::Again("a blob was removed while it was restored"));
+        // The key is another blob's: a process that died may have left a second name beside the right one.
+        return Ok(Restored::Superseded);
     };
     let had: UploadId = row.parse(0)?;
     if had == blob.key {
         return Ok(Restored::Known);
     }
     if is_there(&had) {
+        return Ok(Restored::Superseded);
+    }
+    let taken = sql!("select 1 from blobs where store_key = ?");
+    if run.one(taken, values![key.as_str()]).await?.is_some() {
         return Ok(Restored::Superseded);
     }
     let update = sql!("update blobs set store_key = ?, size = ? where digest = ?");
@@ -229,7 +234,8 @@ async fn restore_manifest(
     }
     let lock = sql!("select id, record from manifests where repository_id = ? and digest = ? for update");
     let Some(row) = run.one(lock, values![repository.0, digest]).await? else {
-        return Err(Fault::Again("a manifest was removed while it was restored"));
+        // The record is another manifest's.
+        return Ok(Restored::Superseded);
     };
     let had = row.text(1)?;
     if had == restored.record {

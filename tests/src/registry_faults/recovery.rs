@@ -328,6 +328,9 @@ fn unknown_entries(site: &mut Site, content: &Content) -> Result<()> {
         // Another digest under the same key, as a process leaves it that was killed before the database knew. The blob is not touched.
         let beside = name.replace(&blob.digest.hex(), &"5".repeat(64));
         site.servers.spoil(&beside, Some(b"something else"))?;
+        site.stop()?;
+        site.registries[0].command("rebuild").arg("--merge").run(Duration::from_secs(60))?;
+        site.registries[0].restart()?;
         site.fsck(&[])?.finds("orphan", &"5".repeat(64))?;
         let fsck = site.fsck(&["--repair"])?;
         ensure!(fsck.success, "another digest under the same key is not mended: {}", fsck.report);

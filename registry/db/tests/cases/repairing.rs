@@ -258,6 +258,18 @@ pub(crate) async fn what_is_lost_gets_what_is_there(ground: &Ground) {
     assert_eq!(db.restore_manifests(&manifests, &|had| had == "later").await.unwrap(), [Restored::New]);
     assert_eq!(db.restore_manifests(&manifests, &|_| false).await.unwrap(), [Restored::Known]);
     assert_eq!(db.manifests_page(ManifestId(0), 10).await.unwrap()[0].record, "later");
+    // A second name of the same bytes, as a process leaves it that dies, is nobody's.
+    push_blob(db, "a", "two", 60, 6).await;
+    let second = |content: &str, number| RestoredBlob {
+        digest: crate::support::digest(content),
+        size: content.len() as u64,
+        key: key(number),
+    };
+    for (content, number) in [("other", 50), ("one", 60)] {
+        let answers = db.restore_blobs(&[second(content, number)], &|_| false, 7).await.unwrap();
+        assert_eq!(answers, [Restored::Superseded], "{content}");
+    }
+    assert_eq!(db.link(id(db, "a").await, &blob.digest).await.unwrap().unwrap().key, key(50));
 }
 
 pub(crate) async fn a_database_that_was_set_back_is_not_written_to(ground: &Ground) {
