@@ -49,7 +49,7 @@ use folder::Folder;
 use inner::{Evicted, Inner};
 use load::Loaded;
 use rows::Rows;
-use slot::{Facts, Key, Slot};
+use slot::{Facts, Gone, Key, Slot};
 use space::{Ledger, Reservation};
 
 /// Bytes of headers that are kept with a task: what an HTTP server sends fits many times over.
@@ -262,16 +262,17 @@ impl Store {
             .collect()
     }
 
-    /// Removes a content, also while it is in use: those who hold it then get [`StoreError::Discarded`]. Its bytes count as
-    /// used until they let go. Not being there is no error.
+    /// Removes a content because it is wrong, also while it is in use or being made: those who hold it then get
+    /// [`StoreError::Condemned`]. Its bytes count as used until they let go. Not being there is no error.
     ///
     /// # Errors
     /// When the file cannot be deleted.
-    pub fn discard(&self, task: TaskId, generation: Generation) -> Result<(), StoreError> {
-        let mut tasks = self.inner.tasks.lock();
-        let Some(slot) = tasks.get(&Key { task, generation }).cloned() else { return Ok(()) };
-        let file = self.inner.remove(&mut tasks, &slot)?;
-        drop(tasks);
+    pub fn condemn(&self, task: TaskId, generation: Generation, why: &str) -> Result<(), StoreError> {
+        let Some(slot) = self.inner.tasks.lock().get(&Key { task, generation }).cloned() else { return Ok(()) };
+        // Whoever makes or loads it at this moment ends first: half made, its file would stay behind.
+        let live = slot.live.lock();
+        let file = self.inner.remove(&mut self.inner.tasks.lock(), &slot, Gone::Condemned(why.into()))?;
+        drop(live);
         drop(file);
         Ok(())
     }
@@ -302,7 +303,7 @@ impl Store {
             .collect();
         let mut evicted = Evicted::default();
         for slot in &old {
-            evicted.add(self.inner.remove(&mut tasks, slot)?);
+            evicted.add(self.inner.remove(&mut tasks, slot, Gone::Discarded)?);
         }
         drop(tasks);
         drop(evicted);
@@ -345,7 +346,7 @@ impl Store {
         let Some(slot) = self.inner.tasks.lock().get(&key).cloned() else { return Ok(None) };
         // One caller loads, the others wait for it here.
         let mut live = slot.live.lock();
-        if slot.facts.lock().gone {
+        if slot.facts.lock().gone.is_some() {
             return Ok(None);
         }
         let loaded = match live.upgrade() {
@@ -356,8 +357,8 @@ impl Store {
             },
             None => match load::load(&self.inner, &slot) {
                 Err(StoreError::BadRow { what }) => Loaded::Unusable(what),
-                // Discarded while it was being loaded.
-                Err(StoreError::Discarded) => return Ok(None),
+                // Removed while it was being loaded.
+                Err(StoreError::Discarded | StoreError::Condemned { .. }) => return Ok(None),
                 loaded => loaded?,
             },
         };
@@ -369,7 +370,7 @@ impl Store {
             }
             Loaded::Unusable(why) => {
                 tracing::warn!(task = %key.task, generation = %key.generation, why, "removing a content");
-                let file = self.inner.remove(&mut self.inner.tasks.lock(), &slot)?;
+                let file = self.inner.remove(&mut self.inner.tasks.lock(), &slot, Gone::Discarded)?;
                 drop(file);
                 Ok(None)
             }
@@ -408,7 +409,7 @@ impl Store {
                 Ok(Some(content))
             }
             Err(error) => {
-                let removed = self.inner.remove(&mut self.inner.tasks.lock(), &slot);
+                let removed = self.inner.remove(&mut self.inner.tasks.lock(), &slot, Gone::Discarded);
                 if let Err(error) = removed {
                     tracing::warn!(%key.task, error = &error as &dyn std::error::Error, "a task that could not be made stays until the next start");
                 }
@@ -430,7 +431,7 @@ fn new_slot(key: Key, layout: PieceLayout, reserved: Reservation, now_unix_ms: u
             sealed: None,
             finished: None,
             trusted: true,
-            gone: false,
+            gone: None,
         }),
         used_unix_ms: AtomicU64::new(now_unix_ms),
         used_saved_unix_ms: AtomicU64::new(now_unix_ms),

@@ -421,7 +421,7 @@ impl Actor {
                 Event::Adopt { start, taken } => {
                     let _ = taken.send(Some(start));
                 }
-                Event::Discard { .. } => self.inner.discard_stored(self.shared.task, self.shared.generation),
+                Event::Discard { reason } => self.inner.condemn_stored(self.shared.task, self.shared.generation, &reason),
                 _ => {}
             }
         }

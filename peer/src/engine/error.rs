@@ -40,6 +40,11 @@ impl TaskError {
         Self { kind, message: message.into(), origin: None, retry_after: None }
     }
 
+    /// A content that proved wrong was thrown away.
+    pub(crate) fn discarded(why: &str) -> Self {
+        Self::new(Kind::Corrupt, format!("the content was discarded: {why}"))
+    }
+
     /// The same with the origin's answer.
     #[must_use]
     pub fn with_origin(mut self, answer: OriginAnswer) -> Self {

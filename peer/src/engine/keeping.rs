@@ -45,7 +45,7 @@ impl Inner {
                 && expected.algorithm().hasher().finish() != *expected
             {
                 let message = format!("the content is empty, and so does not have the digest {expected}");
-                store.discard(task, generation)?;
+                store.condemn(task, generation, &message)?;
                 return Err(TaskError::new(Kind::Corrupt, message));
             }
             Ok(content)
@@ -123,11 +123,11 @@ impl Inner {
         let (inner, reason) = (Arc::clone(self), reason.to_owned());
         self.tracker.spawn(async move {
             if let Some(shared) = inner.tasks.get((task, generation))
-                && shared.events.send(Event::Discard { reason }).await.is_ok()
+                && shared.events.send(Event::Discard { reason: reason.clone() }).await.is_ok()
             {
                 return;
             }
-            inner.discard_stored(task, generation);
+            inner.condemn_stored(task, generation, &reason);
         });
     }
 
@@ -153,11 +153,11 @@ impl Inner {
         });
     }
 
-    /// Throws away what nobody uses.
-    pub(super) fn discard_stored(&self, task: TaskId, generation: Generation) {
-        let store = self.store.clone();
+    /// Throws away what nobody uses, or somebody is just opening.
+    pub(super) fn condemn_stored(&self, task: TaskId, generation: Generation, why: &str) {
+        let (store, why) = (self.store.clone(), TaskError::discarded(why).to_string());
         self.tracker.spawn_blocking(move || {
-            if let Err(error) = store.discard(task, generation) {
+            if let Err(error) = store.condemn(task, generation, &why) {
                 tracing::warn!(?task, %error, "wrong content could not be removed");
             }
         });

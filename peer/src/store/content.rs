@@ -16,7 +16,7 @@ use super::StoreError;
 use super::encoding::{Meta, TaskRowV1};
 use super::inner::Inner;
 use super::load;
-use super::slot::{Facts, Finished, Slot, Stamp};
+use super::slot::{Facts, Finished, Gone, Slot, Stamp};
 
 /// The content of one generation of one task. Whoever holds it uses it: it is not evicted meanwhile.
 ///
@@ -399,7 +399,20 @@ impl Content {
     /// # Errors
     /// When the file cannot be deleted.
     pub fn discard(&self) -> Result<(), StoreError> {
-        let file = self.inner.remove(&mut self.inner.tasks.lock(), &self.slot)?;
+        self.remove(Gone::Discarded)
+    }
+
+    /// Removes this very content as [`Self::discard`] does, because it is wrong: those who hold it then get
+    /// [`StoreError::Condemned`].
+    ///
+    /// # Errors
+    /// When the file cannot be deleted.
+    pub fn condemn(&self, why: &str) -> Result<(), StoreError> {
+        self.remove(Gone::Condemned(why.into()))
+    }
+
+    fn remove(&self, why: Gone) -> Result<(), StoreError> {
+        let file = self.inner.remove(&mut self.inner.tasks.lock(), &self.slot, why)?;
         // Freeing its blocks takes a while; no lock of the store is held for it.
         drop(file);
         Ok(())
@@ -413,7 +426,7 @@ impl Content {
     /// The facts of a task that is not discarded.
     pub(super) fn facts(&self) -> Result<MutexGuard<'_, Facts>, StoreError> {
         let facts = self.slot.facts.lock();
-        if facts.gone { Err(StoreError::Discarded) } else { Ok(facts) }
+        facts.check_here().map(|()| facts)
     }
 
     pub(super) fn row(&self, facts: &Facts) -> TaskRowV1 {

@@ -136,6 +136,12 @@ pub enum StoreError {
     /// The task was discarded while this handle to it was held.
     #[error("the task was discarded")]
     Discarded,
+    /// The content proved wrong and was thrown away while this handle to it was held, or while it was being made.
+    #[error("{why}")]
+    Condemned {
+        /// How it was noticed, in a sentence.
+        why: String,
+    },
     /// Somebody else wrote to the content, most likely through a hard-linked output.
     #[error("content file {} was changed by another program", path.display())]
     Modified {
@@ -182,9 +188,11 @@ impl StoreError {
             | Self::OutputNotAFile { .. }
             | Self::NoHardLink { .. } => Kind::Conflict,
             Self::NoSpace { .. } => Kind::NoSpace,
-            Self::LengthConflict { .. } | Self::WrongRoot { .. } | Self::Modified { .. } | Self::BadRow { .. } => {
-                Kind::Corrupt
-            }
+            Self::LengthConflict { .. }
+            | Self::WrongRoot { .. }
+            | Self::Condemned { .. }
+            | Self::Modified { .. }
+            | Self::BadRow { .. } => Kind::Corrupt,
             Self::Absent { .. } | Self::Incomplete { .. } | Self::Discarded => Kind::NotFound,
             Self::Io { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Kind::Forbidden,

@@ -12,7 +12,7 @@ use proto::{HostId, PIECE_LEN_UNKNOWN};
 
 use super::folder::{Folder, remove_file};
 use super::rows::Rows;
-use super::slot::{Key, Slot};
+use super::slot::{Gone, Key, Slot};
 use super::space::{DISK_HEADROOM_BYTES, GROWTH_STEP_BYTES, Ledger, disk_free};
 use super::{StoreConfig, StoreError};
 
@@ -101,7 +101,7 @@ impl Inner {
             return;
         }
         let facts = slot.facts.lock();
-        if facts.gone {
+        if facts.gone.is_some() {
             return;
         }
         match self.rows.put_used(slot.key, now) {
@@ -146,7 +146,7 @@ impl Inner {
         let mut evicted = Evicted::default();
         for slot in plan.victims {
             tracing::debug!(task = %slot.key.task, generation = %slot.key.generation, bytes = slot.reserved.bytes(), "evicted");
-            evicted.add(self.remove(tasks, &slot)?);
+            evicted.add(self.remove(tasks, &slot, Gone::Discarded)?);
         }
         Ok(evicted)
     }
@@ -171,16 +171,16 @@ impl Inner {
 
     /// Removes a task, used or not: file first, because that makes room for the row's removal if the disk is full, and a
     /// row without its file is dropped at the next start.
-    pub(super) fn remove(&self, tasks: &mut Tasks, slot: &Arc<Slot>) -> Result<Option<File>, StoreError> {
+    pub(super) fn remove(&self, tasks: &mut Tasks, slot: &Arc<Slot>, why: Gone) -> Result<Option<File>, StoreError> {
         let mut facts = slot.facts.lock();
-        if facts.gone {
+        if facts.gone.is_some() {
             return Ok(None);
         }
         let path = self.folder.content_path(slot.key);
         // Kept open only to put off the work of freeing it.
         let file = File::open(&path).ok();
         remove_file(&path)?;
-        facts.gone = true;
+        facts.gone = Some(why);
         tasks.remove(&slot.key);
         if let Err(error) = self.rows.remove(slot.key) {
             tracing::warn!(task = %slot.key.task, error = &error as &dyn std::error::Error, "rows of a removed task stay until the next start");

@@ -3,12 +3,13 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 use proto::{Generation, PieceLayout, PieceSet, Root, TaskId};
 
+use super::StoreError;
 use super::content::Content;
 use super::space::Reservation;
 
@@ -61,8 +62,31 @@ pub(super) struct Facts {
     pub(super) finished: Option<Finished>,
     /// `have` was made or checked by this process. What an earlier one wrote may not have reached the disk.
     pub(super) trusted: bool,
-    /// It is discarded or evicted: no row may be written for it any more.
-    pub(super) gone: bool,
+    /// Why it is not in the store any more: no row may be written for it then.
+    pub(super) gone: Option<Gone>,
+}
+
+/// Why a task left the store.
+#[derive(Clone, Debug)]
+pub(super) enum Gone {
+    /// Its room was needed, or what was here was of no use; nothing is said against the content.
+    Discarded,
+    /// The content is wrong, and this is how it was noticed.
+    Condemned(Arc<str>),
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// # Errors
+    /// When the task left the store.
+    pub(super) fn check_here(&self) -> Result<(), StoreError> {
+        match &self.gone {
+            None => Ok(()),
+            Some(Gone::Discarded) => Err(StoreError::Discarded),
+            Some(Gone::Condemned(why)) => Err(StoreError::Condemned { why: why.to_string() }),
+        }
+    }
 }
 
 // === impl Key ===

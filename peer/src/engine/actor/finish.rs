@@ -114,11 +114,11 @@ impl Actor {
 
     /// Throws the content away: it is wrong.
     pub(super) fn discard(&mut self, reason: &str) {
-        self.condemn(TaskError::new(Kind::Corrupt, format!("the content was discarded: {reason}")));
+        self.condemn(TaskError::discarded(reason));
     }
 
     /// Removes wrong content, and only then says that the task failed: whoever tries again must not find it.
-    fn condemn(&mut self, error: TaskError) {
+    pub(super) fn condemn(&mut self, error: TaskError) {
         if std::mem::replace(&mut self.finishing, true) && self.shared.ended().is_none() {
             return;
         }
@@ -127,7 +127,7 @@ impl Actor {
         self.tell_gone();
         let (inner, shared) = (Arc::clone(&self.inner), Arc::clone(&self.shared));
         self.inner.tracker.spawn_blocking(move || {
-            if let Err(error) = shared.content.discard() {
+            if let Err(error) = shared.content.condemn(&error.to_string()) {
                 warn!(task = ?shared.task, %error, "wrong content could not be removed");
             }
             inner.tasks.remove(&shared);

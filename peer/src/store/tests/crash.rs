@@ -71,7 +71,7 @@ fn after_a_power_loss_no_bad_piece_is_served() {
         content.finish(root(content.layout(), &data)).unwrap();
         assert!(read_all(&content) == data);
         drop(content);
-        store.discard(task_id(1), Generation::unique(1)).unwrap();
+        store.condemn(task_id(1), Generation::unique(1), "wrong").unwrap();
     }
 }
 
@@ -119,7 +119,7 @@ fn a_finished_content_that_somebody_wrote_to_is_noticed() {
     scribble(&path, 5, b"x");
     assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Modified { .. })));
     assert!(store.get(task_id(1), None).unwrap().is_none());
-    assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Discarded)));
+    assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Condemned { .. })));
     drop(content);
 
     // The same with nobody holding it, and over a restart.

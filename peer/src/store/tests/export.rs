@@ -252,7 +252,7 @@ fn empty_contents_and_long_names() {
 fn an_evicted_content_leaves_its_outputs() {
     let f = fixture();
     f.export("a", LINK).unwrap();
-    f.store.discard(task_id(1), Generation::unique(1)).unwrap();
+    f.store.condemn(task_id(1), Generation::unique(1), "wrong").unwrap();
     assert!(fs::read(f.path("a")).unwrap() == f.data);
-    assert!(matches!(f.export("b", COPY), Err(StoreError::Discarded)));
+    assert!(matches!(f.export("b", COPY), Err(StoreError::Condemned { .. })));
 }

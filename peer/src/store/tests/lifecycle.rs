@@ -237,21 +237,41 @@ fn discarding_stops_those_who_hold_it() {
     let content = store.create(new_task(1, 1, Some(3 * PIECE))).unwrap();
     write(&content, 0, &data);
     let path = path_of(&store, 1, 1);
-    store.discard(task_id(1), Generation::unique(1)).unwrap();
-    store.discard(task_id(1), Generation::unique(1)).unwrap();
+    store.condemn(task_id(1), Generation::unique(1), "wrong").unwrap();
+    store.condemn(task_id(1), Generation::unique(1), "wrong").unwrap();
     assert!(!path.try_exists().unwrap());
     assert!(store.get(task_id(1), None).unwrap().is_none() && store.inventory().is_empty());
     assert!(!content.has(PieceIndex(0)) && content.have().is_empty() && content.hash_of(PieceIndex(0)).is_none());
-    assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Discarded)));
+    assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Condemned { .. })));
     let late =
         content.write_piece(PieceIndex(1), piece_bytes(content.layout(), PieceIndex(1), &data), PieceHash([0; 32]));
-    assert!(matches!(late, Err(StoreError::Discarded)));
+    assert!(matches!(late, Err(StoreError::Condemned { .. })));
     assert!(content.set_length(3 * PIECE).is_err() && content.finish(Root([0; 32])).is_err());
     assert_eq!(store.usage().used_bytes, 3 * PIECE, "still on disk while it is open");
     let again = store.create(new_task(1, 1, Some(3 * PIECE))).unwrap();
     assert!(again.have().is_empty());
     drop((content, again));
     assert_eq!(store.usage().used_bytes, 3 * PIECE);
+}
+
+/// What a supernode says of a content may come before the content is made, while it is, and after.
+#[test]
+fn a_content_condemned_while_it_is_being_made_says_why_and_leaves_nothing() {
+    let dir = folder();
+    let store = open(dir.path());
+    for _ in 0..200 {
+        let content = std::thread::scope(|scope| {
+            let making = scope.spawn(|| store.create(new_task(1, 1, Some(PIECE))).unwrap());
+            while store.inventory().is_empty() {
+                std::hint::spin_loop();
+            }
+            store.condemn(task_id(1), Generation::unique(1), "wrong").unwrap();
+            making.join().unwrap()
+        });
+        let read = content.read(0, &mut [0; 9]);
+        assert!(matches!(read, Err(StoreError::Condemned { why }) if why == "wrong"));
+        assert!(store.inventory().is_empty() && !path_of(&store, 1, 1).try_exists().unwrap());
+    }
 }
 
 #[test]
@@ -268,7 +288,7 @@ fn everything_at_once_from_many_threads() {
                     let content = match store.create(new_task(n, 1, Some(3 * PIECE))) {
                         Ok(content) => content,
                         // Everything else is in use right now, or another thread discarded it.
-                        Err(StoreError::NoSpace { .. } | StoreError::Discarded) => continue,
+                        Err(StoreError::NoSpace { .. } | StoreError::Condemned { .. }) => continue,
                         Err(error) => panic!("{error}"),
                     };
                     let used = || -> Result<(), StoreError> {
@@ -284,11 +304,11 @@ fn everything_at_once_from_many_threads() {
                         Ok(())
                     };
                     match used() {
-                        Ok(()) | Err(StoreError::Discarded) => {}
+                        Ok(()) | Err(StoreError::Condemned { .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
                     if round % 11 == thread {
-                        store.discard(task_id(n), Generation::unique(1)).unwrap();
+                        store.condemn(task_id(n), Generation::unique(1), "wrong").unwrap();
                     }
                 }
             });
