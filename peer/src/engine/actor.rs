@@ -421,7 +421,9 @@ impl Actor {
                 Event::Adopt { start, taken } => {
                     let _ = taken.send(Some(start));
                 }
-                Event::Discard { reason } => self.inner.condemn_stored(self.shared.task, self.shared.generation, &reason),
+                Event::Discard { reason } => {
+                    self.inner.condemn_stored(self.shared.task, self.shared.generation, &reason)
+                }
                 _ => {}
             }
         }

@@ -193,9 +193,7 @@ impl Actor {
             }
             ClusterEvent::Peers(peers) => self.call(peers),
             // The supernode found it wrong, and this host may have begun after it was told to throw it away.
-            ClusterEvent::Refused(error)
-                if error.kind() == proto::Kind::Corrupt && self.shared.ended().is_none() =>
-            {
+            ClusterEvent::Refused(error) if error.kind() == proto::Kind::Corrupt && self.shared.ended().is_none() => {
                 self.condemn(error);
             }
             ClusterEvent::Refused(error) => self.fail(error),
