@@ -239,6 +239,12 @@ impl Store {
         Ok(None)
     }
 
+    /// Whether this very content is here, whole or not.
+    #[must_use]
+    pub fn holds(&self, task: TaskId, generation: Generation) -> bool {
+        self.inner.tasks.lock().contains_key(&Key { task, generation })
+    }
+
     /// What is here.
     #[must_use]
     pub fn inventory(&self) -> Vec<InventoryEntry> {

@@ -366,6 +366,8 @@ impl Manager {
         let credentials: HeaderMap = headers::from_wire(&open.headers);
         let entry = state.tasks.entry(task).or_insert_with(|| TaskEntry::new(spec.clone()));
         entry.asked(host, spec, credentials);
+        let seed_lacks =
+            entry.generation().is_some_and(|generation| !self.inner.engine.store().holds(task, generation));
         self.handle(
             state,
             SchedulerEvent::Open {
@@ -375,6 +377,7 @@ impl Manager {
                 have_pieces: open.have_pieces,
                 content_addressed,
                 never_origin: open.never_origin,
+                seed_lacks,
                 priority: open.priority,
             },
         );

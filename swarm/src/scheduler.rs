@@ -109,6 +109,8 @@ pub enum SchedulerEvent {
         content_addressed: bool,
         /// The origin must not be read for this host.
         never_origin: bool,
+        /// Our own seed does not hold the generation any more: it has evicted it.
+        seed_lacks: bool,
         /// 0 to 6; 6 is usual.
         priority: u32,
     },
@@ -415,7 +417,16 @@ impl Scheduler {
             SchedulerEvent::HostJoined { host, facts, inventory_total } => self.joined(host, facts, inventory_total),
             SchedulerEvent::Inventory { host, items, last } => self.inventory(now, host, &items, last, actions),
             SchedulerEvent::HostLeft { host } => self.left(now, host),
-            SchedulerEvent::Open { host, task, have, have_pieces, content_addressed, never_origin, priority } => {
+            SchedulerEvent::Open {
+                host,
+                task,
+                have,
+                have_pieces,
+                content_addressed,
+                never_origin,
+                seed_lacks,
+                priority,
+            } => {
                 self.orders += 1;
                 let opener = Opener {
                     order: self.orders,
@@ -427,6 +438,9 @@ impl Scheduler {
                     have,
                     have_pieces,
                 };
+                if seed_lacks {
+                    self.seed_lacks(host, task);
+                }
                 self.open(now, host, task, opener, actions);
             }
             SchedulerEvent::Close { host, task, complete } => self.close(now, host, task, complete),
@@ -544,6 +558,17 @@ impl Scheduler {
         }
         known.tasks.insert(id);
         let task = self.tasks.entry(id).or_default();
+        let asks_again = task.openers.get(&host).is_some_and(|opener| !opener.waiting);
+        if let Some(member) = task.graph.get_mut(host) {
+            let held = if opener.have == Some(member.generation) { opener.have_pieces } else { 0 };
+            let has_evicted = held < member.pieces || (member.complete && held == 0);
+            member.complete &= !has_evicted;
+            member.pieces = held;
+            if has_evicted || asks_again {
+                // It begins anew, and knows of no neighbours.
+                task.graph.isolate(host);
+            }
+        }
         let admits = task.admits(opener.content_addressed);
         task.openers.insert(host, opener);
         self.mark_idle(now, id);

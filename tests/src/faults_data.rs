@@ -54,6 +54,10 @@ pub(crate) fn cases() -> Vec<Case> {
             "the file is replaced between two downloads: fetched anew, also without validators",
             changes::replaced_between,
         ),
+        rooted(
+            "a URL is asked for again while its last download lingers, and the origin answers late",
+            changes::asked_for_again_while_it_lingers,
+        ),
         rooted("the file is replaced while daemon and supernode are down: fetched anew", changes::replaced_while_down),
         rooted("power loss in mid-download, daemon: no bad byte is served, the download completes", power::daemon),
         rooted("power loss in mid-download, seed: no bad byte is served, the download completes", power::seed),

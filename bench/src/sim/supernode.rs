@@ -214,6 +214,7 @@ impl Supernode {
                 have_pieces,
                 content_addressed: true,
                 never_origin: false,
+                seed_lacks: false,
                 priority: 6,
             },
             Body::Close { complete } => {

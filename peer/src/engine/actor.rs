@@ -265,7 +265,7 @@ impl Actor {
                 break;
             }
         }
-        self.leave();
+        self.leave().await;
     }
 
     /// Tells the decisions what the store already holds, and calls the first neighbours.
@@ -324,7 +324,10 @@ impl Actor {
             }
             Event::ReadersMoved => self.readers_moved(),
             Event::Unwanted => self.look_whether_wanted(),
-            Event::MakeRoom => self.leaving = !self.shared.is_wanted() && self.shared.ended().is_some(),
+            Event::MakeRoom => {
+                let lingers = self.shared.ended().is_some() || self.unwanted_since.is_some();
+                self.leaving = lingers && !self.shared.is_wanted();
+            }
             Event::StoreFailed(error) => self.fail(error),
             Event::DigestChecked(result) => self.digest_checked(result),
             Event::Finished(result) => self.finished(result),
@@ -386,7 +389,9 @@ impl Actor {
         }
         if self.next_progress <= now {
             self.next_progress = now + PROGRESS_EVERY;
-            self.tell_progress();
+            if self.shared.ended().is_none() {
+                self.tell_progress();
+            }
             self.look_whether_wanted();
             // What a full mailbox had no room for.
             self.sweep();
@@ -402,7 +407,7 @@ impl Actor {
         self.finishing || (self.digest_running && self.shared.content.is_full())
     }
 
-    fn leave(&mut self) {
+    async fn leave(&mut self) {
         self.want_nothing();
         self.inner.tasks.remove(&self.shared);
         let ended = self.shared.ended();
@@ -416,7 +421,8 @@ impl Actor {
         }
         self.authority.tell_rest(&self.inner, std::mem::take(&mut self.untold));
         self.mailbox.close();
-        while let Ok(event) = self.mailbox.try_recv() {
+        // Also what somebody is about to put there.
+        while let Some(event) = self.mailbox.recv().await {
             match event {
                 Event::Adopt { start, taken } => {
                     let _ = taken.send(Some(start));

@@ -491,10 +491,14 @@ impl State {
         }
     }
 
-    /// Ends a task's route and tells its supernode.
+    /// Ends a task's route and tells its supernode. Whoever waits for the task has asked before, and asks again: the
+    /// supernode takes what it hears last.
     fn forget(&mut self, task: TaskId, complete: bool) {
         self.routes.remove(&task);
         self.say_owner(task, Say::Close(wire::CloseTask { task_id: task.to_bytes().to_vec().into(), complete }));
+        if let Some(open) = self.next_waiting(task) {
+            self.say_owner(task, Say::Open(open));
+        }
     }
 
     /// The request of the first caller who still waits for a task; those who are gone are forgotten.

@@ -13,7 +13,7 @@ use super::{Inner, seed};
 use crate::store::{Content, NewTask, StoreError};
 
 /// How often a content that did not fit is tried again while others are let go, and the wait between.
-const ROOM_TRIES: u32 = 80;
+const ROOM_TRIES: u32 = 400;
 const ROOM_WAIT: Duration = Duration::from_millis(25);
 
 impl Inner {
@@ -93,7 +93,7 @@ impl Inner {
     fn let_go(&self) -> bool {
         let mut some = false;
         self.tasks.for_each(|shared| {
-            if !shared.is_wanted() && shared.ended().is_some() {
+            if !shared.is_wanted() {
                 some = true;
                 let _ = shared.events.try_send(Event::MakeRoom);
             }

@@ -54,7 +54,10 @@ impl TaskReader {
                 None => {}
                 Some(Err(error)) => return Some(Err(error)),
                 // All was here, and is not any more.
-                Some(Ok(())) => return Some(Err(StoreError::Discarded.into())),
+                Some(Ok(())) => {
+                    let error = self.shared.content.check_intact().err().unwrap_or(StoreError::Discarded);
+                    return Some(Err(error.into()));
+                }
             }
             if self.status.changed().await.is_err() {
                 return Some(Err(TaskError::stopping()));

@@ -144,6 +144,22 @@ impl Scheduler {
         self.mark_idle(now, id);
     }
 
+    /// Our seed has evicted what it had fetched. It fetches that anew when no other host is known to have it, or when
+    /// one that was let in asks again: nothing came to it.
+    pub(super) fn seed_lacks(&mut self, host: HostId, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let asks_again = task.openers.get(&host).is_some_and(|opener| !opener.waiting);
+        let others_hold = task.graph.iter().any(|(other, member)| member.complete && other != host);
+        if task.seed != Seed::Complete || (others_hold && !asks_again) {
+            return;
+        }
+        task.seed_holds = false;
+        if let Some(seed) = self.own_seed {
+            task.graph.remove_seed(seed);
+        }
+        self.set_seed(id, Seed::Idle);
+    }
+
     /// Names further holders to a seed that is at work.
     pub(super) fn tell_seed_holders(&mut self, id: TaskId, actions: &mut Vec<SchedulerAction>) {
         let Some(task) = self.tasks.get_mut(&id) else { return };

@@ -26,6 +26,7 @@ fn open(host: u128, number: u8) -> SchedulerEvent {
         have_pieces: 0,
         content_addressed: true,
         never_origin: false,
+        seed_lacks: false,
         priority: 6,
     }
 }
@@ -166,6 +167,7 @@ fn event_of(op: Op) -> Result<SchedulerEvent, u64> {
             have_pieces: 0,
             content_addressed,
             never_origin,
+            seed_lacks: h % 3 == 1,
             priority: u32::try_from(h % 7).expect("small"),
         },
         Op::Close(h, t, complete) => SchedulerEvent::Close { host: host(h), task: task(t), complete },
@@ -412,7 +414,16 @@ fn never_origin_is_refused_unless_somebody_holds_it() {
     world.join(0, false, "a");
     let never = |host, number| match open(host, number) {
         SchedulerEvent::Open { host, task, have, have_pieces, content_addressed, priority, .. } => {
-            SchedulerEvent::Open { host, task, have, have_pieces, content_addressed, never_origin: true, priority }
+            SchedulerEvent::Open {
+                host,
+                task,
+                have,
+                have_pieces,
+                content_addressed,
+                never_origin: true,
+                seed_lacks: false,
+                priority,
+            }
         }
         other => other,
     };
@@ -455,9 +466,51 @@ fn a_url_is_confirmed_for_each_round_of_hosts_a_digest_is_not() {
         have_pieces: 0,
         content_addressed: false,
         never_origin: false,
+        seed_lacks: false,
         priority: 6,
     };
     assert_eq!(started(&world.handle(url)).len(), 1);
+}
+
+/// A host asks for what our seed has evicted.
+fn open_lacking(host: u128, number: u8) -> SchedulerEvent {
+    SchedulerEvent::Open {
+        host: HostId::new(host),
+        task: task(number),
+        have: None,
+        have_pieces: 0,
+        content_addressed: true,
+        never_origin: false,
+        seed_lacks: true,
+        priority: 6,
+    }
+}
+
+#[test]
+fn what_the_seed_evicted_is_fetched_anew_when_nobody_has_it_or_nothing_comes() {
+    let mut world = World::new(SchedulerConfig::default(), Some(0));
+    world.join(0, false, "a");
+    world.join(1, false, "a");
+    world.handle(open(0, 1));
+    world.seed_opened(1, 1, true);
+    assert_eq!(started(&world.handle(open_lacking(1, 1))).len(), 1, "host 0 does not have it yet");
+    world.seed_opened(1, 1, true);
+    world.handle(SchedulerEvent::Close { host: HostId::new(0), task: task(1), complete: true });
+    world.handle(SchedulerEvent::Close { host: HostId::new(1), task: task(1), complete: false });
+    assert!(started(&world.handle(open_lacking(1, 1))).is_empty(), "host 0 has it");
+    assert_eq!(started(&world.handle(open_lacking(1, 1))).len(), 1, "and has evicted it as well");
+}
+
+#[test]
+fn a_host_that_evicted_its_copy_is_given_peers_again() {
+    let mut world = World::new(SchedulerConfig::default(), Some(0));
+    world.join(0, false, "a");
+    world.handle(open(0, 1));
+    world.seed_opened(1, 1, true);
+    world.handle(SchedulerEvent::Close { host: HostId::new(0), task: task(1), complete: true });
+    let actions = world.handle(open(0, 1));
+    let of_host = |action: &&SchedulerAction| matches!(action, SchedulerAction::Peers { host, .. } if host.bits() == 0);
+    assert_eq!(actions.iter().filter(of_host).count(), 1, "{actions:?}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Origins that change, lie about lengths, ignore ranges and break off.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use harness::{Behaviour, Cluster, FileServer, FileServerOptions, Net, RogueOrigin, Run};
@@ -11,6 +11,8 @@ use crate::runner::{CaseResult, Outcome};
 /// In bytes: 64 pieces of 64 KiB.
 const LENGTH: usize = 4 << 20;
 const HALF: u64 = LENGTH as u64 / 2;
+/// How long a task stays at work after its last use, at a host and then at the seed.
+const LINGERS: Duration = Duration::from_secs(10);
 const WAYS: [Way; 2] = [Way::Proxy, Way::Dfget];
 
 struct Bed {
@@ -329,5 +331,20 @@ pub(super) fn replaced_while_down(run: &Run) -> CaseResult {
             bed.serves(run, way, url, &second).with_context(|| format!("{url}, {way:?}"))?;
         }
     }
+    Ok(Outcome::Passed)
+}
+
+/// A host's task lingers for some seconds after its last use, and as long again when the seed lingers, too. Its end must
+/// not be taken for the end of the next one, for which the origin is still being asked.
+pub(super) fn asked_for_again_while_it_lingers(run: &Run) -> CaseResult {
+    let bed = Bed::new(run)?;
+    let url = bed.origin.url("p2p/file");
+    same(&bed.get(run, Way::Proxy, 0, &url)?.whole()?, &bed.first)?;
+    bed.origin.behave(|b| b.answer_after = Some(LINGERS + Duration::from_secs(3)));
+    let begun = Instant::now();
+    same(&bed.get(run, Way::Proxy, 0, &url)?.whole()?, &bed.first)?;
+    let took = begun.elapsed();
+    ensure!(took > LINGERS, "the origin was not asked");
+    ensure!(took < 3 * LINGERS, "took {took:?}");
     Ok(Outcome::Passed)
 }

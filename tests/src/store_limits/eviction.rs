@@ -24,6 +24,11 @@ const GIB: u64 = 1 << 30;
 /// 20 of them are 5 GiB.
 const FILE_BYTES: u64 = 256 << 20;
 const FILES: usize = 20;
+/// Two of them fit into a small store, three do not.
+const BLOBS: u64 = 4;
+const BLOB_BYTES: usize = 24 << 20;
+/// Far less than the time after which a download without progress is given up.
+const SOON: Duration = Duration::from_secs(60);
 /// Rows, their journal, and what the file system rounds up.
 const SLACK_BYTES: u64 = 32 << 20;
 /// How much of the first file its reader takes at first: the rest it wants only when everything else has gone through.
@@ -94,6 +99,53 @@ pub(super) fn five_through_one(run: &Run) -> CaseResult {
     let output = run.data_dir("output")?.join("file");
     proxied(daemon).output(&output).get(&files.url("p2p/1"))?;
     ensure!(digest(&output)? == digest(&files.root().join("p2p/1"))?, "what was evicted does not come back");
+    Ok(Outcome::Passed)
+}
+
+/// A blob is named by its digest, so nobody asks the origin about it again: who holds it has to be known.
+pub(super) fn gone(run: &Run) -> CaseResult {
+    let net = probe::net(&["h1", "h2"])?;
+    let files = FileServer::nginx(&net.host("origin"), run, &FileServerOptions::default())?;
+    let blobs = files.root().join("v2/team/app/blobs");
+    fs::create_dir_all(&blobs)?;
+    let mut contents = Vec::new();
+    for number in 0..BLOBS {
+        let content = probe::content(BLOB_BYTES, 730 + number);
+        let digest = probe::sha256(&content);
+        fs::write(blobs.join(digest.to_string()), &content)?;
+        contents.push((digest, content));
+    }
+    let registry = files.url("").trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let small = "[store]\ncapacity = \"64MiB\"\n";
+    let daemons = format!("{small}{}", probe::plain_upstream(&registry));
+    let cluster = probe::cluster(&net, run, &["h1", "h2"], small, &daemons)?;
+    let pull = |host: usize, number: usize| -> anyhow::Result<()> {
+        let (digest, content) = &contents[number];
+        let url = probe::mirror_url(&cluster.daemons[host], &registry, "team/app", digest);
+        let reply = probe::mirroring(&cluster.daemons[host]).max_time(SOON).get(&url)?;
+        ensure!((reply.status, reply.exit) == (200, 0), "blob {number} on host {host}: {}", probe::told(&reply));
+        probe::same(&reply.body, content)
+    };
+    let copies = |number: usize| -> anyhow::Result<u64> {
+        let path = format!("v2/team/app/blobs/{}", contents[number].0);
+        Ok(files.bytes_sent(&path)? / BLOB_BYTES as u64)
+    };
+    let drive_out_the_first = || -> anyhow::Result<()> {
+        for number in (1..BLOBS).cycle().take(4 * BLOBS as usize) {
+            pull(0, number as usize)?;
+            let nodes = [&cluster.daemons[0], &cluster.supernodes[0]];
+            if nodes.iter().all(|node| probe::holding(&node.store(), &contents[0].1[..64]).is_empty()) {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the first blob is still here: the limit was not put to the test")
+    };
+    pull(0, 0)?;
+    drive_out_the_first()?;
+    pull(0, 0)?;
+    ensure!(copies(0)? == 2, "the origin gave the first blob {} times", copies(0)?);
+    drive_out_the_first()?;
+    pull(1, 0)?;
     Ok(Outcome::Passed)
 }
 

@@ -106,6 +106,8 @@ impl Actor {
         self.want_nothing();
         if self.shared.ended().is_none() {
             warn!(task = ?self.shared.task, kind = %error.kind(), %error, "task failed");
+            self.news(News::Failed { error: error.clone(), credentials_refused: false, waits: false });
+            self.close_at_supernode();
             self.shared.end(Err(error));
         }
         self.origin.stop();
@@ -138,8 +140,16 @@ impl Actor {
     pub(super) fn condemned(&mut self, error: TaskError) {
         self.finishing = false;
         self.news(News::Corrupt { error: error.clone() });
+        self.close_at_supernode();
         self.shared.end_badly(error.clone());
         self.fail(error);
+    }
+
+    /// Before anybody hears of a failure: a supernode's answer to this task must not be taken for one to the next try.
+    fn close_at_supernode(&self) {
+        if let Some(cluster) = &self.inner.cluster {
+            cluster.close(self.shared.task, &self.shared.events, false);
+        }
     }
 }
 

@@ -221,7 +221,6 @@ impl Actor {
         if error.kind() == Kind::Conflict {
             return self.discard(&error.to_string());
         }
-        self.news(News::Failed { error: error.clone(), credentials_refused: refused, waits: false });
         self.fail(error);
     }
 }

@@ -119,7 +119,7 @@ fn a_finished_content_that_somebody_wrote_to_is_noticed() {
     scribble(&path, 5, b"x");
     assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Modified { .. })));
     assert!(store.get(task_id(1), None).unwrap().is_none());
-    assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Condemned { .. })));
+    assert!(matches!(content.read(0, &mut [0; 9]), Err(StoreError::Discarded)));
     drop(content);
 
     // The same with nobody holding it, and over a restart.

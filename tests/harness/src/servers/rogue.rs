@@ -72,6 +72,8 @@ pub struct Behaviour {
     pub personal: Vec<(String, Bytes)>,
     /// Answers 302 to this URL.
     pub redirect: Option<String>,
+    /// How long it takes to answer at all.
+    pub answer_after: Option<Duration>,
     /// Bytes per second of one answer.
     pub rate_bytes_per_s: Option<u64>,
     /// Sent as Content-Encoding; the content itself stays as it is.
@@ -139,7 +141,11 @@ impl RogueOrigin {
         let answering = Arc::clone(&state);
         let served = Served::start(host, move |request, _| {
             let answer = answer(&answering, &request);
-            async move { answer.map(Either::Right) }
+            let after = answering.behaviour.lock().answer_after.unwrap_or_default();
+            async move {
+                tokio::time::sleep(after).await;
+                answer.map(Either::Right)
+            }
         })?;
         Ok(Self { state, served })
     }
