@@ -36,14 +36,13 @@ impl SmallDisk {
         &self.path
     }
 
-    /// Fills it up to the last byte with a file, which is returned.
+    /// Fills it up to the last byte with a file.
     ///
     /// # Errors
     /// When something else than the disk's end gets in the way.
-    pub fn fill(&self) -> Result<PathBuf> {
+    pub fn fill(&self) -> Result<()> {
         use std::io::Write;
-        let path = self.path.join("filler");
-        let mut file = fs::File::create(&path)?;
+        let mut file = fs::File::create(self.filler())?;
         let block = vec![1; 64 * 1024];
         for size in [block.len(), 4096, 1] {
             loop {
@@ -54,7 +53,22 @@ impl SmallDisk {
                 }
             }
         }
-        Ok(path)
+        Ok(())
+    }
+
+    /// Takes away what [`Self::fill`] put there.
+    ///
+    /// # Errors
+    /// When it was not filled.
+    pub fn make_room(&self) -> Result<()> {
+        // Emptied first: a program that another row was starting has a copy of our open files until its exec, and while it
+        // has, removing gives no byte back.
+        fs::OpenOptions::new().write(true).truncate(true).open(self.filler())?;
+        Ok(fs::remove_file(self.filler())?)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path.join("filler")
     }
 }
 

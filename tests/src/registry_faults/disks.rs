@@ -86,7 +86,7 @@ fn store(run: &Run) -> CaseResult {
     // Not a byte is left.
     let image = Manifest::image("small", &[Blob::random(1000, 402)]);
     image.blobs.iter().try_for_each(|blob| client.push("a/b", blob))?;
-    let filler = disk.fill()?;
+    disk.fill()?;
     for _ in 0..3 {
         is_full(&client.try_push("a/b", &Blob::random(5000, 403))?, "a blob")?;
         is_full(&client.put_manifest("a/b", "small", &image)?, "a manifest")?;
@@ -96,12 +96,12 @@ fn store(run: &Run) -> CaseResult {
     site.registries[0].restart().context("while the disk is full")?;
     client = site.client();
     client.pulls("a/b", "first", &first).context("restarted while the disk is full")?;
-    fs::remove_file(filler)?;
+    disk.make_room()?;
     client.put_manifest("a/b", "small", &image)?.is(201, "with room again")?;
     client.pulls("a/b", "small", &image)?;
 
     // Whoever deletes makes room.
-    let filler = disk.fill()?;
+    disk.fill()?;
     client.delete_manifest("a/b", &first.digest.to_string())?.is(202, "a delete on a full disk")?;
     client.ask("DELETE", &first.blobs[1].path("a/b"), &[], &[])?.is(202, "a delete on a full disk")?;
     wait_until("a deleted blob's space is free", SETTLE, || {
@@ -110,7 +110,7 @@ fn store(run: &Run) -> CaseResult {
         Ok(!names.iter().any(|name| name.display().to_string().contains(&hex)))
     })?;
     client.push_image("a/b", "after", &Manifest::image("after", &[Blob::random(3 * MIB, 404)]))?;
-    fs::remove_file(filler)?;
+    disk.make_room()?;
     no_uploads(disk.path())?;
     site.fsck(&["--deep"])?.is_clean()?;
     Ok(Outcome::Passed)
@@ -131,11 +131,11 @@ fn deletion(run: &Run) -> CaseResult {
     site.wait_removals()?;
     // As if nobody had come to remove it.
     fs::write(&first, content)?;
-    let filler = disk.fill()?;
+    disk.fill()?;
     client.delete_manifest("a/b", "t")?.is(202, "a delete on a full disk")?;
     let left = records();
     ensure!(left.is_empty(), "{left:?} would bring the tag back");
-    fs::remove_file(filler)?;
+    disk.make_room()?;
     site.stop()?;
     fs::remove_dir_all(&database)?;
     site.registries[0].command("rebuild").run(Duration::from_secs(60))?;
@@ -158,7 +158,7 @@ fn database(run: &Run) -> CaseResult {
     let mut kept = vec![Manifest::image("first", &[Blob::random(MIB, 410)])];
     client.push_image("a/b", "t0", &kept[0])?;
     for round in 1..4 {
-        let filler = disk.fill()?;
+        disk.fill()?;
         // Some room is left in what the database has already; then it is full.
         let refused = fill_up(&mut client, round, &mut kept)?;
         is_full(&refused, "the database is full")?;
@@ -167,11 +167,11 @@ fn database(run: &Run) -> CaseResult {
         }
         if round == 2 {
             site.registries[0].kill()?;
-            fs::remove_file(filler)?;
+            disk.make_room()?;
             site.registries[0].restart()?;
             client = site.client();
         } else {
-            fs::remove_file(filler)?;
+            disk.make_room()?;
         }
         let image = Manifest::image(&format!("room {round}"), &[Blob::random(MIB, 420 + round)]);
         client.push_image("a/b", &format!("t{}", kept.len()), &image).context("with room again")?;

@@ -134,7 +134,7 @@ pub(super) fn not_a_byte(run: &Run) -> CaseResult {
     let content = probe::content(5 * MIB as usize, 641);
     let url = bed.file("p2p/other", &content)?;
     let output = run.data_dir("output")?.join("file");
-    let filler = disk.fill()?;
+    disk.fill()?;
     for _ in 0..3 {
         let finished = probe::dfget(bed.daemon(), &url, &output, &[])?;
         if finished.status.success() {
@@ -147,7 +147,7 @@ pub(super) fn not_a_byte(run: &Run) -> CaseResult {
         ensure!(probe::code(&finished)? == 7, "ends with {}: {result}", finished.status);
         ensure!(message.contains(&disk.path().display().to_string()), "the path is not named: {message}");
     }
-    fs::remove_file(filler)?;
+    disk.make_room()?;
     let finished = probe::dfget(bed.daemon(), &url, &output, &[])?;
     ensure!(finished.status.success(), "with room again: {}", probe::said(&finished));
     same(&fs::read(&output)?, &content)?;
