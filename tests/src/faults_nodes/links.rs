@@ -18,6 +18,8 @@ const CUT: Duration = Duration::from_secs(10);
 /// The drain of the default configuration, and a busy machine's slack.
 const STOPS: Duration = Duration::from_secs(25);
 const STARTS: Duration = Duration::from_secs(30);
+/// Half a lease of the harness's config-service: no supernode has registered again by then.
+const BEFORE_HEARTBEAT: Duration = Duration::from_secs(2);
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -190,8 +192,10 @@ fn remembers(run: &Run) -> CaseResult {
         supernode.process().kill()?;
     }
     config_service.process().kill()?;
+    let restarted = Instant::now();
     config_service.restart()?;
     let remembered = known(config_service)?;
+    ensure!(restarted.elapsed() < BEFORE_HEARTBEAT, "the restart took {:?}", restarted.elapsed());
     ensure!(remembered == 2, "{remembered} of 2 registrations are known after a restart");
     Ok(Outcome::Passed)
 }

@@ -22,7 +22,7 @@ const OF_20: [usize; 3] = [7, 7, 6];
 const PROXY_ROUNDS: usize = 5;
 /// Share of the bytes after which something is killed: from the first in steps.
 const FIRST_POINT: f64 = 0.12;
-const POINT_STEP: f64 = 0.037;
+const POINT_STEP: f64 = 0.04;
 /// How long a killed program stays away before it is started again.
 const AWAY: Duration = Duration::from_millis(500);
 
