@@ -18,15 +18,29 @@ fn facts(seed: bool, idc: &str) -> HostFacts {
     HostFacts { seed, idc: idc.to_owned(), ..HostFacts::default() }
 }
 
+/// How a host asks for a task.
+#[derive(Clone, Copy)]
+struct Asks {
+    content_addressed: bool,
+    never_origin: bool,
+    seed_lacks: bool,
+}
+
+const PLAINLY: Asks = Asks { content_addressed: true, never_origin: false, seed_lacks: false };
+
 fn open(host: u128, number: u8) -> SchedulerEvent {
+    open_as(host, number, PLAINLY)
+}
+
+fn open_as(host: u128, number: u8, asks: Asks) -> SchedulerEvent {
     SchedulerEvent::Open {
         host: HostId::new(host),
         task: task(number),
         have: None,
         have_pieces: 0,
-        content_addressed: true,
-        never_origin: false,
-        seed_lacks: false,
+        content_addressed: asks.content_addressed,
+        never_origin: asks.never_origin,
+        seed_lacks: asks.seed_lacks,
         priority: 6,
     }
 }
@@ -412,21 +426,7 @@ fn one_liar_cannot_exclude_anybody_but_several_reports_can() {
 fn never_origin_is_refused_unless_somebody_holds_it() {
     let mut world = World::new(SchedulerConfig::default(), Some(0));
     world.join(0, false, "a");
-    let never = |host, number| match open(host, number) {
-        SchedulerEvent::Open { host, task, have, have_pieces, content_addressed, priority, .. } => {
-            SchedulerEvent::Open {
-                host,
-                task,
-                have,
-                have_pieces,
-                content_addressed,
-                never_origin: true,
-                seed_lacks: false,
-                priority,
-            }
-        }
-        other => other,
-    };
+    let never = |host, number| open_as(host, number, Asks { never_origin: true, ..PLAINLY });
     let actions = world.handle(never(0, 1));
     assert_eq!(refused(&actions), [(HostId::new(0), RefuseReason::NeverOrigin)]);
     world.handle(open(0, 2));
@@ -459,31 +459,8 @@ fn a_url_is_confirmed_for_each_round_of_hosts_a_digest_is_not() {
     world.handle(open(0, 1));
     world.seed_opened(1, 1, true);
     assert!(started(&world.handle(open(1, 1))).is_empty());
-    let url = SchedulerEvent::Open {
-        host: HostId::new(1),
-        task: task(1),
-        have: None,
-        have_pieces: 0,
-        content_addressed: false,
-        never_origin: false,
-        seed_lacks: false,
-        priority: 6,
-    };
+    let url = open_as(1, 1, Asks { content_addressed: false, ..PLAINLY });
     assert_eq!(started(&world.handle(url)).len(), 1);
-}
-
-/// A host asks for what our seed has evicted.
-fn open_lacking(host: u128, number: u8) -> SchedulerEvent {
-    SchedulerEvent::Open {
-        host: HostId::new(host),
-        task: task(number),
-        have: None,
-        have_pieces: 0,
-        content_addressed: true,
-        never_origin: false,
-        seed_lacks: true,
-        priority: 6,
-    }
 }
 
 #[test]
@@ -491,14 +468,15 @@ fn what_the_seed_evicted_is_fetched_anew_when_nobody_has_it_or_nothing_comes() {
     let mut world = World::new(SchedulerConfig::default(), Some(0));
     world.join(0, false, "a");
     world.join(1, false, "a");
+    let lacking = || open_as(1, 1, Asks { seed_lacks: true, ..PLAINLY });
     world.handle(open(0, 1));
     world.seed_opened(1, 1, true);
-    assert_eq!(started(&world.handle(open_lacking(1, 1))).len(), 1, "host 0 does not have it yet");
+    assert_eq!(started(&world.handle(lacking())).len(), 1, "host 0 does not have it yet");
     world.seed_opened(1, 1, true);
     world.handle(SchedulerEvent::Close { host: HostId::new(0), task: task(1), complete: true });
     world.handle(SchedulerEvent::Close { host: HostId::new(1), task: task(1), complete: false });
-    assert!(started(&world.handle(open_lacking(1, 1))).is_empty(), "host 0 has it");
-    assert_eq!(started(&world.handle(open_lacking(1, 1))).len(), 1, "and has evicted it as well");
+    assert!(started(&world.handle(lacking())).is_empty(), "host 0 has it");
+    assert_eq!(started(&world.handle(lacking())).len(), 1, "and has evicted it as well");
 }
 
 #[test]
